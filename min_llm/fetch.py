@@ -252,7 +252,11 @@ def _pip(name: str, version: str | None, into: Path) -> Path:
 
 def _npm(name: str, version: str | None, into: Path) -> Path:
     spec = f"{name}@{version}"
-    _call(["npm", "pack", "--ignore-scripts", "--silent", "--pack-destination", str(into), spec], "npm", spec)
+    _call(
+        ["npm", "pack", "--ignore-scripts", "--loglevel=error", "--pack-destination", str(into), spec],
+        "npm",
+        spec,
+    )
     return _only_file(into, spec)
 
 
