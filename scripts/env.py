@@ -8,7 +8,7 @@ Only the standard library, and only syntax of Python 3.8, because any Python may
 
 A finished environment carries a stamp: a hash of what it was made from. While the stamp fits, a second run does
 nothing. An environment without a stamp was interrupted and is made anew; one whose stamp is out of date is updated
-in place, or made anew when its interpreter changed. MIN_LLM_PYTHON=/path/to/python overrides the search.
+in place, or made anew when its interpreter changed. MIN_LLM_PYTHON=/path/to/python overrides the search for main.
 """
 
 import argparse
@@ -94,9 +94,8 @@ def probe(path):
         return None
 
 
-def find_python(versions):
-    """The first interpreter of the most preferred version: (path, version)."""
-    override = os.environ.get("MIN_LLM_PYTHON")
+def find_python(versions, override=None):
+    """The newest interpreter of the most preferred version: (path, version). `override` is the only one looked at."""
     found, seen, rejected = {}, set(), []
     for path in [Path(override)] if override else candidates():
         if not path.exists():
@@ -219,7 +218,7 @@ def make(name):
     python = folder / "bin" / "python"
     digest = installed_from(folder, groups)
     stamp = read_stamp(folder)
-    override = os.environ.get("MIN_LLM_PYTHON")
+    override = os.environ.get("MIN_LLM_PYTHON") if name == "main" else None
 
     def fits(stamp):
         same_python = not override or stamp.get("asked") == override
@@ -236,7 +235,7 @@ def make(name):
             say("pyproject.toml changed: updating %s" % folder_name)
             write_stamp(folder, dict(stamp, ready=False))
         else:
-            base, version = find_python(versions)
+            base, version = find_python(versions, override)
             remove(folder, stamp)
             say("making %s with Python %s (%s)" % (folder_name, ".".join(map(str, version)), base))
             if version[:2] == OLDEST and name == "main":
