@@ -27,8 +27,14 @@ class Batch(NamedTuple):
     weights: Any  # of each place in the loss
 
 
-def as_numpy(batch):
-    return Batch(*(None if a is None else np.asarray(a) for a in (getattr(batch, f) for f in Batch._fields)))
+def complete(batch):
+    """The batch in NumPy. Without positions or index places are counted; without weights each counts 1."""
+    given = {f: getattr(batch, f) for f in Batch._fields}
+    arrays = {f: None if value is None else np.asarray(value) for f, value in given.items()}
+    shape = arrays["tokens"].shape
+    count = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    absent = {"positions": count, "index": count, "weights": np.ones(shape, np.float32)}
+    return Batch(**{f: absent.get(f) if a is None else a for f, a in arrays.items()})
 
 
 def pack(rows, seq_len):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from min_llm.reference.attention import attend, attend_backward, build_mask
-from min_llm.reference.batch import as_numpy
+from min_llm.reference.batch import complete
 from min_llm.reference.layers import (
     cross_entropy,
     cross_entropy_backward,
@@ -41,7 +41,7 @@ def shapes(cfg):
     d, h, k, f = cfg.dim, cfg.n_heads, cfg.head_dim, cfg.hidden_dim
     layer = {"attn_norm_scale": (d,), "wq": (d, h, k), "wk": (d, h, k), "wv": (d, h, k), "wo": (h, k, d)}
     layer |= {"mlp_norm_scale": (d,), "w_up": (d, f), "w_down": (f, d)}
-    tree = {"embed": (cfg.vocab_size, d), "positions": (cfg.context, d), "final_norm_scale": (d,)}
+    tree = {"embed": (cfg.vocab_size, d), "positions": (cfg.max_seq_len, d), "final_norm_scale": (d,)}
     if cfg.bias:
         layer |= {"attn_norm_bias": (d,), "bq": (h, k), "bk": (h, k), "bv": (h, k), "bo": (d,)}
         layer |= {"mlp_norm_bias": (d,), "b_up": (f,), "b_down": (d,)}
@@ -54,18 +54,18 @@ def shapes(cfg):
 
 def logits(params, cfg, batch, dtype=np.float64):
     """[B,S,V]; everything is computed in `dtype`."""
-    return forward(unstack(params, dtype), cfg, as_numpy(batch))[0]
+    return forward(unstack(params, dtype), cfg, complete(batch))[0]
 
 
 def loss(params, cfg, batch, dtype=np.float64):
     """Weighted mean negative log-likelihood of the targets, nats per token."""
-    batch = as_numpy(batch)
+    batch = complete(batch)
     return cross_entropy(logits(params, cfg, batch, dtype), batch.targets, batch.weights)
 
 
 def loss_and_grads(params, cfg, batch, dtype=np.float64):
     """The loss and its gradient, in a tree like `params`."""
-    plain, batch = unstack(params, dtype), as_numpy(batch)
+    plain, batch = unstack(params, dtype), complete(batch)
     z, _, saved = forward(plain, cfg, batch)
     dz = cross_entropy_backward(z, batch.targets, batch.weights)
     grads = backward(dz, plain, cfg, batch, saved)

@@ -31,7 +31,7 @@ GPT2 = {
     "head_dim": 4,
     "hidden_dim": 20,
     "vocab_size": 17,
-    "context": 16,
+    "max_seq_len": 16,
     "norm_eps": 1e-5,
     "bias": True,
 }

@@ -158,7 +158,7 @@ def test_scaled_frequencies_equal_the_released_formula_in_each_band(factor):
 
 
 def test_scaled_frequency_at_a_chosen_wavelength():
-    # This theta gives plane 1 of head_dim 4 the wavelength 16, so 2 turns in an original context of 32, a third
+    # This theta gives plane 1 of head_dim 4 the wavelength 16: 2 turns in an original context of 32, a third
     # of the way from 1 to 4: a third of the frequency is kept and two thirds are divided by 8. Together 5/12.
     theta = (16 / (2 * math.pi)) ** 2
     scaling = SimpleNamespace(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32)

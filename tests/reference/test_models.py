@@ -144,7 +144,7 @@ def test_float32_is_kept_and_close(model, packed):
 
 
 def test_gpt2_names_the_position_it_has_no_row_for(make_gpt2, documents):
-    cfg, params = make_gpt2(context=3)
+    cfg, params = make_gpt2(max_seq_len=3)
     with pytest.raises(ValueError, match="position 4 has no row in a table of 3"):
         gpt2.logits(params, cfg, pack([documents[:1]], seq_len=5))
 
@@ -179,7 +179,7 @@ def test_published_parameter_counts():
         head_dim=64,
         hidden_dim=3072,
         vocab_size=50_257,
-        context=1024,
+        max_seq_len=1024,
         bias=True,
     )
     assert count(gpt2.shapes(small)) == 124_439_808
