@@ -1,0 +1,84 @@
+"""Dense attention for XLA with a hand-written backward pass.
+
+The forward pass keeps the probabilities in the compute dtype; the backward pass reads them once, with
+
+    dV = Pᵀ dO        dP = dO Vᵀ        dS = P ∘ (dP − δ),  δ_i = Σ_k dO_ik O_ik        dQ = dS K,  dK = dSᵀ Q
+
+(FlashAttention, Dao et al. 2022, appendix B.2, without recomputation), so that XLA makes one fused pass over the
+S x T scores for the softmax and one for its gradient. Queries go in blocks: a causal block reads no key to the
+right of it, which halves the work of long rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from min_llm import platform
+from min_llm.kernels.mask import Mask
+
+QUERY_BLOCK = 128
+HIDDEN = -1e30  # finite, so that exp(HIDDEN - max) is 0 and no NaN can arise
+
+
+def attention(
+    q: Float[Array, "b s h k"], k: Float[Array, "b t g k"], v: Float[Array, "b t g k"], mask: Mask
+) -> Float[Array, "b s h k"]:
+    """Grouped-query attention; see the package docstring for shapes."""
+    (b, s, h, d), (t, g) = q.shape, k.shape[1:3]
+    q_bgsrk = q.reshape(b, s, g, h // g, d).transpose(0, 2, 1, 3, 4)
+    k_bgtk, v_bgtk = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    outs = []
+    for rows, keys in query_blocks(s, t, mask):
+        outs.append(_block(q_bgsrk[:, :, rows], k_bgtk[:, :, keys], v_bgtk[:, :, keys], mask.visible(rows, keys)))
+    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
+    return out.transpose(0, 2, 1, 3, 4).reshape(b, s, h, d)
+
+
+def query_blocks(s: int, t: int, mask: Mask) -> list[tuple[slice, slice]]:
+    """Blocks of queries with the keys they can see."""
+    if not (mask.in_order and mask.causal and s == t and s > QUERY_BLOCK):
+        return [(slice(0, s), slice(0, t))]
+    blocks = []
+    for start in range(0, s, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, s)
+        first = 0 if mask.window is None else max(0, start - mask.window + 1)
+        blocks.append((slice(start, stop), slice(first, stop)))
+    return blocks
+
+
+@jax.custom_vjp
+def _block(q: Array, k: Array, v: Array, visible: Array | None) -> Array:
+    return _forward(q, k, v, visible)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, visible: Array | None) -> tuple[Array, tuple]:
+    """q [b,g,s,r,k], k and v [b,g,t,k] -> out [b,g,s,r,k]."""
+    emit = platform.emit_dtype(q.dtype)
+    scores = jnp.einsum("bgsrk,bgtk->bgsrt", q, k, preferred_element_type=emit)
+    scores = scores.astype(jnp.float32) * (1 / math.sqrt(q.shape[-1]))
+    if visible is not None:
+        scores = jnp.where(visible[:, None, :, None, :], scores, HIDDEN)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    p = (weights / weights.sum(-1, keepdims=True)).astype(q.dtype)
+    out = jnp.einsum("bgsrt,bgtk->bgsrk", p, v, preferred_element_type=emit).astype(q.dtype)
+    return out, (q, k, v, p, out)
+
+
+def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, p, out = saved
+    emit = platform.emit_dtype(q.dtype)
+    scale = 1 / math.sqrt(q.shape[-1])
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    dv = jnp.einsum("bgsrt,bgsrk->bgtk", p, d_out, preferred_element_type=emit)
+    dp = jnp.einsum("bgsrk,bgtk->bgsrt", d_out, v, preferred_element_type=emit)
+    ds = (p.astype(jnp.float32) * (dp.astype(jnp.float32) - delta) * scale).astype(q.dtype)
+    dq = jnp.einsum("bgsrt,bgtk->bgsrk", ds, k, preferred_element_type=emit)
+    dk = jnp.einsum("bgsrt,bgsrk->bgtk", ds, q, preferred_element_type=emit)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_block.defvjp(_forward, _backward)

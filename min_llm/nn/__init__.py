@@ -1,0 +1,1 @@
+"""Layers as functions: leaves (dot, embed, unembed, gather), norms, rotary embedding, attention caches, losses."""

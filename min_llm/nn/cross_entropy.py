@@ -1,0 +1,100 @@
+"""Cross-entropy of a large vocabulary, in chunks, with its gradient computed on the way forward.
+
+With 128K tokens in the vocabulary the logits of one batch are larger than the model. Here they exist one chunk of
+positions at a time: the forward pass computes the logits of a chunk, their log-sum-exp, and at once the gradient
+(softmax − one-hot), which it multiplies out to the gradients of the hidden states and of the head. The backward pass
+only scales them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from min_llm import platform
+from min_llm.nn import axes
+from min_llm.nn.leaves import unembed
+
+
+def cross_entropy(
+    hidden: Float[Array, "b s d"],
+    head: Float[Array, "d v"],
+    targets: Int[Array, "b s"],
+    weights: Float[Array, "b s"] | None,
+    logits_per_chunk: int,
+) -> Float[Array, ""]:
+    """Σ weights · −log softmax(hidden · head)[target], in nats, float32 (weights None: all 1)."""
+    weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
+    if axes.mesh_axes():  # vocabulary- and sequence-sharded: XLA splits it, no chunks
+        return (weights * nll(hidden, head, targets)).sum()
+    n = targets.size
+    rows = max(1, min(n, logits_per_chunk // head.shape[1]))
+    chunks = -(-n // rows)
+    rows = -(-n // chunks)  # equal chunks
+    d = hidden.shape[-1]
+    return _chunked(hidden.reshape(n, d), head, targets.reshape(n), weights.reshape(n), rows)
+
+
+def nll(
+    hidden: Float[Array, "b s d"], head: Float[Array, "d v"], targets: Int[Array, "b s"]
+) -> Float[Array, "b s"]:
+    """−log softmax(hidden · head)[target] of every position, plainly: the reference, and the form that is exact
+    under a vocabulary-sharded head."""
+    logits = unembed(hidden, head)
+    hit = targets[..., None] == jnp.arange(logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(hit, logits, 0).sum(-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunked(hidden: Array, head: Array, targets: Array, weights: Array, rows: int) -> Array:
+    total = jnp.float32(0)
+    for part in _parts(targets.shape[0], rows):
+        logits = _logits(hidden[part], head)
+        total += (weights[part] * (_logsumexp(logits) - _pick(logits, targets[part]))).sum()
+    return total
+
+
+def _parts(n: int, rows: int) -> list[slice]:
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+
+
+def _logits(hidden: Array, head: Array) -> Array:
+    emit = platform.emit_dtype(hidden.dtype)
+    return jnp.einsum("nd,dv->nv", hidden, head.astype(hidden.dtype), preferred_element_type=emit)
+
+
+def _logsumexp(logits: Array) -> Array:
+    return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+
+
+def _pick(logits: Array, targets: Array) -> Array:
+    return jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0].astype(jnp.float32)
+
+
+def _forward(hidden: Array, head: Array, targets: Array, weights: Array, rows: int) -> tuple[Array, tuple]:
+    emit = platform.emit_dtype(hidden.dtype)
+    total, d_hidden, d_head, nlls = jnp.float32(0), [], None, []
+    for part in _parts(targets.shape[0], rows):
+        h, t, w = hidden[part], targets[part], weights[part]
+        logits = _logits(h, head)
+        lse = _logsumexp(logits)
+        nlls.append(lse - _pick(logits, t))
+        total += (w * nlls[-1]).sum()
+        p = jnp.exp(logits.astype(jnp.float32) - lse[:, None])
+        hit = t[:, None] == jnp.arange(head.shape[1])
+        d_logits = ((p - hit) * w[:, None]).astype(h.dtype)
+        d_hidden.append(jnp.einsum("nv,dv->nd", d_logits, head.astype(h.dtype), preferred_element_type=emit))
+        part_head = jnp.einsum("nd,nv->dv", h, d_logits, preferred_element_type=emit).astype(jnp.float32)
+        d_head = part_head if d_head is None else d_head + part_head
+    return total, (jnp.concatenate(d_hidden).astype(hidden.dtype), d_head, jnp.concatenate(nlls))
+
+
+def _backward(rows: int, saved: tuple, g: Array) -> tuple:
+    d_hidden, d_head, nlls = saved
+    return (g * d_hidden).astype(d_hidden.dtype), g * d_head, None, g * nlls
+
+
+_chunked.defvjp(_forward, _backward)

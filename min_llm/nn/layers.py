@@ -1,0 +1,90 @@
+"""Run the layers of a model: scanned or unrolled, rematerialised or not, probed or not. Same numbers each way.
+
+`params.layers` is a tuple of stacks; a stack is one layer's dataclass with every leaf stacked on axis 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from min_llm.nn import probe
+from min_llm.nn.runtime import Remat, Runtime
+
+Layer = TypeVar("Layer")
+Carry = tuple[Any, Any]  # the residual stream and the cache
+Body = Callable[[Any, Any, Any, Any], Carry]
+
+
+def run_layers(
+    body: Body, stacks: tuple[Any, ...], x: Float[Array, "b s d"], cache: Any, runtime: Runtime
+) -> tuple[Float[Array, "b s d"], Any]:
+    """x and cache after `body(index, weights, x, cache)` of every layer; index counts through all stacks."""
+    body = rematerialised(body, runtime.remat)
+    first = 0
+    for stack in stacks:
+        n = jax.tree.leaves(stack)[0].shape[0]
+        run = _scan if runtime.scan else _unroll
+        x, cache, stats = run(body, stack, x, cache, first, n)
+        outer = probe._collected.get()
+        if outer is not None:  # one row a layer
+            for key, rows in stats.items():
+                outer[key] = jnp.concatenate([outer[key], rows]) if key in outer else rows
+        first += n
+    return x, cache
+
+
+def _probed(body: Body, index: Any, weights: Any, x: Array, cache: Any) -> tuple[Carry, probe.Stats]:
+    with probe.collecting(probe.enabled()) as stats:
+        carry = body(index, weights, x, cache)
+    return carry, stats
+
+
+def _scan(body: Body, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
+    def step(carry: Carry, xs: tuple) -> tuple[Carry, probe.Stats]:
+        index, weights = xs
+        return _probed(body, index, weights, *carry)
+
+    (x, cache), stats = jax.lax.scan(step, (x, cache), (jnp.arange(first, first + n), stack))
+    return x, cache, stats
+
+
+def _unroll(body: Body, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
+    rows = []
+    for i, weights in enumerate(unstack(stack, n)):
+        (x, cache), stats = _probed(body, first + i, weights, x, cache)
+        rows.append(stats)
+    return x, cache, jax.tree.map(lambda *leaf: jnp.stack(leaf), *rows)
+
+
+def unstack(stack: Layer, n: int) -> list[Layer]:
+    """The n layers of a stack. The gradient is one concatenation (slicing alone would add n padded arrays)."""
+    leaves, tree = jax.tree.flatten(stack)
+    parts = [_split(leaf, n) for leaf in leaves]
+    return [jax.tree.unflatten(tree, [part[i] for part in parts]) for i in range(n)]
+
+
+def _split(x: Array, n: int) -> tuple[Array, ...]:
+    @jax.custom_vjp
+    def split(x: Array) -> tuple[Array, ...]:
+        return tuple(x[i] for i in range(n))
+
+    split.defvjp(lambda x: (split(x), None), lambda _, grads: (jnp.stack(grads),))
+    return split(x)
+
+
+def rematerialised(body: Body, remat: Remat) -> Body:
+    """The body with `jax.checkpoint`: "selective" keeps matrix products and recomputes the rest, "full" keeps
+    nothing but the residual stream, "offload" is selective with the kept products in host memory."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return body
+    if remat == "full":
+        return jax.checkpoint(body, policy=policies.nothing_saveable)
+    if remat == "selective":
+        return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable)
+    return jax.checkpoint(body, policy=policies.offload_dot_with_no_batch_dims("device", "pinned_host"))

@@ -1,0 +1,110 @@
+"""Parameter specs: one tree of `Param` leaves describes a model before any array exists.
+
+A model's `spec(cfg)` returns its parameter dataclass with a `Param` at every leaf. Initialisation, shardings, the
+optimizer's groups, parameter counts, FLOPs, memory and checkpoint targets are all read from that one tree, so none
+of them can disagree with the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import jax
+
+Tree = TypeVar("Tree")
+Role = Literal["matrix", "embedding", "head", "norm", "bias"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """One parameter that does not exist yet.
+
+    shape: its dimensions. axes: the logical name of each dimension (`nn.axes` maps them to mesh axes).
+    std: normal initialisation with this standard deviation, or None for the constant `fill`.
+    role: what it is to the optimizer and to the accounting ("matrix" and "head" multiply every token, "embedding"
+    is looked up, "norm" and "bias" are vectors that weight decay leaves alone).
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    std: float | None
+    role: Role
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"a Param needs one axis name a dimension; got shape {self.shape}, axes {self.axes}")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def is_param(x: Any) -> bool:
+    return isinstance(x, Param)
+
+
+def map_spec(f: Callable[..., Any], spec: Tree, *rest: Any) -> Any:
+    """`jax.tree.map` over the Param leaves of a spec (and equal trees of anything else)."""
+    import jax
+
+    return jax.tree.map(f, spec, *rest, is_leaf=is_param)
+
+
+def leaves(spec: Any) -> Iterator[tuple[str, Param]]:
+    """(dotted name, Param) of every leaf, in tree order: "layers.0.wq"."""
+    import jax
+
+    for path, param in jax.tree_util.tree_leaves_with_path(spec, is_leaf=is_param):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), param
+
+
+def stack(layer: Tree, n: int) -> Tree:
+    """The spec of n equal layers stacked on a new axis 0, named "layers"."""
+    return map_spec(
+        lambda p: dataclasses.replace(p, shape=(n, *p.shape), axes=("layers", *p.axes)),
+        layer,
+    )
+
+
+def count(spec: Any, *roles: Role) -> int:
+    """Number of parameters (of the given roles, or of all). Allocates nothing."""
+    return sum(p.size for _, p in leaves(spec) if not roles or p.role in roles)
+
+
+def shapes(spec: Tree, dtype: Any = None) -> Tree:
+    """The same tree with a `jax.ShapeDtypeStruct` (float32 by default) at every leaf: checkpoint targets, lowering."""
+    import jax
+    import jax.numpy as jnp
+
+    return map_spec(lambda p: jax.ShapeDtypeStruct(p.shape, dtype or jnp.float32), spec)
+
+
+def init(spec: Tree, key: jax.Array, dtype: Any = None) -> Tree:
+    """Initialise every leaf, in one jitted call.
+
+    The key of a leaf is folded from its name, so adding a parameter changes no other one's numbers; JAX's
+    partitionable random bits make them the same on every mesh. dtype: float32 by default.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    dtype = dtype or jnp.float32
+
+    def draw(key: jax.Array) -> Tree:
+        def leaf(path: Any, p: Param) -> jax.Array:
+            if p.std is None:
+                return jnp.full(p.shape, p.fill, dtype)
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            return p.std * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), p.shape, dtype)
+
+        return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
+
+    from min_llm.nn import axes
+
+    return jax.jit(draw, out_shardings=axes.shardings(spec))(key)
