@@ -1,0 +1,57 @@
+"""The operations a peer process answers: `python -m peers.server`, in the environment of `make env-peers`.
+
+Heavy imports happen inside the operations, so a child starts at once and pays only for what it is asked.
+"""
+
+from typing import Any
+
+from peers.pipe import serve
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries of this environment."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy", "xllamacpp"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def llama(**request: Any) -> dict[str, Any]:
+    """config, params, batch -> logits, loss, gradients: peers.models.forward."""
+    from peers.models import forward
+
+    return forward("llama", **request)
+
+
+def gpt2(**request: Any) -> dict[str, Any]:
+    """config, params, batch -> logits, loss, gradients: peers.models.forward."""
+    from peers.models import forward
+
+    return forward("gpt2", **request)
+
+
+def adamw_trace(**request: Any) -> dict[str, Any]:
+    """family, config, params, batch and AdamW's settings: peers.models.adamw_trace."""
+    from peers.models import adamw_trace as trace
+
+    return trace(**request)
+
+
+def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
+    """checkout, text, seed: peers.nanogpt.train_and_score on `threads` threads."""
+    import torch
+
+    from peers.nanogpt import train_and_score
+
+    torch.set_num_threads(threads)
+    return train_and_score(**request)
+
+
+if __name__ == "__main__":
+    serve({f.__name__: f for f in (versions, llama, gpt2, adamw_trace, nanogpt)})
