@@ -6,9 +6,10 @@ Only the standard library, and only syntax of Python 3.8, because any Python may
     oldest  .venv-oldest  Python 3.11 with JAX 0.10.2, the oldest pair that is supported
     peers   .venv-peers   Python 3.11 with torch (CPU), transformers, llama.cpp: what min_llm is compared with
 
-A finished environment carries a stamp: a hash of what it was made from. While the stamp fits, a second run does
-nothing. An environment without a stamp was interrupted and is made anew; one whose stamp is out of date is updated
-in place, or made anew when its interpreter changed. MIN_LLM_PYTHON=/path/to/python overrides the search for main.
+A finished environment carries a stamp: a hash of what it was made from. While the stamp fits, a second run
+does nothing. An environment without a stamp was interrupted and is made anew; one whose stamp is out of date
+is updated in place, or made anew when its interpreter changed. MIN_LLM_PYTHON=/path/to/python overrides the
+search for main.
 """
 
 import argparse
@@ -30,12 +31,13 @@ except ImportError:  # Windows: no lock, everything else works
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "min-llm-env.json"
 OLDEST = (3, 11)
-# In order of preference. 3.13 and 3.12 are tested; 3.14 has wheels but nobody has run it here; on 3.11 pip can only
-# take JAX 0.10.2, which trains up to three times slower on CPUs with fast bf16.
+# In order of preference. 3.13 and 3.12 are tested; 3.14 has wheels but nobody has run it here; on 3.11 pip
+# can only take JAX 0.10.2, which trains up to three times slower on CPUs with fast bf16.
 PREFERRED = ((3, 13), (3, 12), (3, 14), (3, 11))
 PROBE = (
     "import json, os, sys, sysconfig, platform, venv, ensurepip\n"
-    "print(json.dumps({'version': list(sys.version_info[:3]), 'final': sys.version_info.releaselevel == 'final',"
+    "print(json.dumps({'version': list(sys.version_info[:3]),"
+    "'final': sys.version_info.releaselevel == 'final',"
     "'cpython': platform.python_implementation() == 'CPython',"
     "'gil': not sysconfig.get_config_var('Py_GIL_DISABLED'), 'bits64': sys.maxsize > 2**32,"
     "'base': getattr(sys, '_base_executable', None) or sys.executable}))"
@@ -65,7 +67,7 @@ def say(text):
 
 
 def candidates():
-    """Paths of interpreters on PATH, in pyenv, and where installers put them on macOS and uv's users have them."""
+    """Paths of interpreters: on PATH, in pyenv, of uv, and where macOS installers put them."""
     names = ["python%d.%d" % version for version in PREFERRED] + ["python3", "python"]
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         if folder and Path(folder).name != "shims":  # pyenv's shims: slow, and their targets are found below
@@ -87,7 +89,11 @@ def probe(path):
     """What the interpreter says about itself; None when it does not run or cannot make environments."""
     try:
         out = subprocess.run(
-            [str(path), "-I", "-c", PROBE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20, check=True
+            [str(path), "-I", "-c", PROBE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=20,
+            check=True,
         ).stdout
         return json.loads(out.decode())
     except (OSError, subprocess.SubprocessError, ValueError):
@@ -95,7 +101,7 @@ def probe(path):
 
 
 def find_python(versions, override=None):
-    """The newest interpreter of the most preferred version: (path, version). `override` is the only one looked at."""
+    """(path, version) of the newest interpreter of the most preferred version; `override` is the only one tried."""
     found, seen, rejected = {}, set(), []
     for path in [Path(override)] if override else candidates():
         if not path.exists():
@@ -133,7 +139,7 @@ def find_python(versions, override=None):
 
 
 def installed_from(folder, groups):
-    """A hash of everything an installation depends on: the packaging half of pyproject.toml, this recipe, the place."""
+    """A hash of what an installation depends on: the packaging half of pyproject.toml, the recipe, the place."""
     kept, keep = [], True
     for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -171,12 +177,14 @@ def locked(folder):
 
 
 def run(command):
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    }
     done = subprocess.run([str(part) for part in command], cwd=str(ROOT), env=environment)
     if done.returncode:
         raise EnvError(
-            "`%s` failed with exit status %d; the lines above say why. Run the same make target again once that "
-            "is solved: it starts from a clean folder." % (" ".join(map(str, command)), done.returncode)
+            "`%s` failed with exit status %d; the lines above say why. Once that is solved, run the same make "
+            "target again: it starts from a clean folder." % (" ".join(map(str, command)), done.returncode)
         )
 
 
@@ -194,19 +202,22 @@ def refuse_cuda_torch(python):
     cuda = [name for name in names if name.startswith(("nvidia-", "cuda-")) or name == "triton"]
     if cuda:
         raise EnvError(
-            "pip would install a CUDA build of torch (with %d packages such as %s). The peers run on the CPU: put "
-            "the CPU wheel of torch 2.13.0 into a folder and set PIP_FIND_LINKS to it." % (len(cuda), cuda[0])
+            "pip would install a CUDA build of torch (with %d packages such as %s). The peers run on the CPU: "
+            "put the CPU wheel of torch 2.13.0 into a folder and set PIP_FIND_LINKS to it."
+            % (len(cuda), cuda[0])
         )
 
 
 def remove(folder, stamp):
-    """Clears the way. The folder is renamed first, so that a killed removal leaves no half of it under its name."""
+    """Clears the way. The folder is renamed first, so a killed removal leaves no half of it under its name."""
     rubbish = Path(str(folder) + ".removing")
     shutil.rmtree(str(rubbish), ignore_errors=True)
     if not folder.exists():
         return
     if stamp is None and {path.name for path in folder.iterdir()} - {STAMP + ".tmp"}:
-        raise EnvError("%s exists and was not made by this project. Move it away, then run make again." % folder)
+        raise EnvError(
+            "%s exists and was not made by this project. Move it away, then run make again." % folder
+        )
     say("removing the unfinished or outdated %s" % folder.name)
     os.replace(str(folder), str(rubbish))
     shutil.rmtree(str(rubbish))
@@ -239,7 +250,9 @@ def make(name):
             remove(folder, stamp)
             say("making %s with Python %s (%s)" % (folder_name, ".".join(map(str, version)), base))
             if version[:2] == OLDEST and name == "main":
-                say("Python 3.11 gets JAX 0.10.2, which is slower on CPUs with fast bf16; install 3.12 or newer for speed")
+                say(
+                    "Python 3.11 gets JAX 0.10.2, slower on CPUs with fast bf16; install 3.12 or newer for speed"
+                )
             folder.mkdir()
             stamp = {"ready": False, "python": base, "asked": override, "version": list(version)}
             write_stamp(folder, stamp)
