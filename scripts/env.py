@@ -102,7 +102,8 @@ def probe(path):
 
 def find_python(versions, override=None):
     """(path, version) of the newest interpreter of the most preferred version; `override` is the only one tried."""
-    found, seen, rejected = {}, set(), []
+    found = {}  # type: dict
+    seen, rejected = set(), []  # type: set, list
     for path in [Path(override)] if override else candidates():
         if not path.exists():
             continue
