@@ -69,7 +69,7 @@ def load(name_or_path: str | Path) -> Tokenizer:
     if path.suffix in (".model", ".tiktoken"):
         return tiktoken_file.llama3(path)
     given = read_definition(path)
-    kind = given.get("kind")
+    kind = str(given.get("kind"))
     if kind not in _KINDS:
         raise TokenizerError(f"{path} holds a tokenizer of the kind {kind!r}; known are {', '.join(_KINDS)}.")
     try:

@@ -78,11 +78,13 @@ def special_ids(names: Sequence[str], first: int) -> dict[str, int]:
     return {name: first + i for i, name in enumerate(names)}
 
 
-def check_special(names: Sequence[str], end_of_document: str | None) -> None:
-    """Refuse special tokens that are empty, doubled or (the end of a document) missing."""
-    if any(not isinstance(name, str) or not name for name in names) or len(set(names)) != len(names):
-        raise TokenizerError(f"Special tokens must be different non-empty strings, got {list(names)!r}.")
-    if end_of_document is not None and end_of_document not in names:
+def check_names(name: str, special: Sequence[str], end_of_document: str | None) -> None:
+    """Refuse special tokens that are empty, doubled or (the end of a document) missing, and a name that is no text."""
+    if not isinstance(name, str):
+        raise TokenizerError(f"The name of a tokenizer must be a string, got {name!r}.")
+    if any(not isinstance(token, str) or not token for token in special) or len(set(special)) != len(special):
+        raise TokenizerError(f"Special tokens must be different non-empty strings, got {list(special)!r}.")
+    if end_of_document is not None and end_of_document not in special:
         raise TokenizerError(f"The end of a document {end_of_document!r} is not among the special tokens.")
 
 
@@ -190,3 +192,11 @@ def read_definition(path: Path) -> dict[str, Any]:
             f"{VERSION}; update min_llm or train the tokenizer again."
         )
     return given
+
+
+def strings(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A list of strings out of a definition that was read."""
+    value = given[key]
+    if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+        raise TokenizerError(f"'{key}' must be a list of strings.")
+    return tuple(value)

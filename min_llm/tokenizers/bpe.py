@@ -62,7 +62,8 @@ class BPE:
     name: str = "bpe"
 
     def __post_init__(self) -> None:
-        base.check_special(self.special_tokens, self.end_of_document)
+        base.check_names(self.name, self.special_tokens, self.end_of_document)
+        split.compile_pattern(self.pattern)
         if len(self.ranks) != len(self.tokens):
             twice = next(token for i, token in enumerate(self.tokens) if self.ranks[token] != i)
             raise TokenizerError(f"The token {twice!r} is in the vocabulary of {self.name!r} twice.")
@@ -202,5 +203,7 @@ def _grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def from_definition(given: Mapping[str, Any]) -> BPE:
-    tokens = tuple(byte_level.from_printable(token) for token in given["tokens"])
-    return BPE(tokens, given["pattern"], tuple(given["special"]), given["end_of_document"], given["name"])
+    tokens = tuple(byte_level.from_printable(token) for token in base.strings(given, "tokens"))
+    return BPE(
+        tokens, given["pattern"], base.strings(given, "special"), given["end_of_document"], given["name"]
+    )

@@ -22,7 +22,7 @@ class Bytes:
     name: str = "byte"
 
     def __post_init__(self) -> None:
-        base.check_special(self.special_tokens, self.end_of_document)
+        base.check_names(self.name, self.special_tokens, self.end_of_document)
 
     @property
     def vocab_size(self) -> int:
@@ -73,4 +73,4 @@ class Bytes:
 
 
 def from_definition(given: Mapping[str, Any]) -> Bytes:
-    return Bytes(tuple(given["special"]), given["end_of_document"], given["name"])
+    return Bytes(base.strings(given, "special"), given["end_of_document"], given["name"])

@@ -24,7 +24,7 @@ class Chars:
     name: str = "chars"
 
     def __post_init__(self) -> None:
-        base.check_special(self.special_tokens, self.end_of_document)
+        base.check_names(self.name, self.special_tokens, self.end_of_document)
         if not self.alphabet or len(set(self.alphabet)) != len(self.alphabet):
             raise TokenizerError(
                 "The alphabet of a character tokenizer must be different characters, at least one."
@@ -96,7 +96,8 @@ class Chars:
 
 
 def from_definition(given: Mapping[str, Any]) -> Chars:
-    return Chars("".join(given["alphabet"]), tuple(given["special"]), given["end_of_document"], given["name"])
+    alphabet = "".join(base.strings(given, "alphabet"))
+    return Chars(alphabet, base.strings(given, "special"), given["end_of_document"], given["name"])
 
 
 def train_chars(

@@ -10,6 +10,8 @@ import functools
 import re
 from collections.abc import Iterator
 
+from min_llm.tokenizers.base import TokenizerError
+
 # "Language Models are Unsupervised Multitask Learners" (GPT-2), encoder.py.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -48,14 +50,26 @@ def cut_runs(text: str, longest: int = LONGEST_RUN) -> list[str]:
 
 @functools.lru_cache(maxsize=8)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """The compiled expression; `regex` (tiktoken requires it) knows the Unicode classes that `re` lacks."""
+    """The compiled expression; `regex` (tiktoken requires it) knows the Unicode classes that `re` lacks.
+
+    Raises TokenizerError for what is no regular expression.
+    """
     import regex
 
-    return regex.compile(pattern)
+    try:
+        return regex.compile(pattern)
+    except (regex.error, TypeError) as error:
+        raise TokenizerError(f"The splitting expression {pattern!r} cannot be used: {error}.") from error
 
 
 def pieces(text: str, pattern: str) -> Iterator[str]:
-    """The pieces of a text in order: the plain version of what tiktoken does inside."""
+    """The pieces of a text in order: the plain version of what tiktoken does inside.
+
+    Raises TokenizerError, after the last piece, when the expression left something out.
+    """
     compiled = compile_pattern(pattern)
     for part in cut_runs(text):
-        yield from compiled.findall(part)
+        found = compiled.findall(part)
+        yield from found
+        if sum(map(len, found)) != len(part):
+            raise TokenizerError(f"The splitting expression {pattern!r} leaves out parts of the text.")

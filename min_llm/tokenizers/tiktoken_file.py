@@ -61,23 +61,24 @@ def gpt2(encoder: str | Path | None = None, merges: str | Path | None = None) ->
 
 def read_ranks(path: Path) -> list[bytes]:
     """Tokens of a tiktoken-format file in the order of their ranks, which must be 0, 1, 2, ..."""
-    ranks: dict[int, bytes] = {}
+    ranks: list[tuple[int, bytes]] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
             token, rank = line.split()
-            ranks[int(rank)] = base64.b64decode(token, validate=True)
+            ranks.append((int(rank), base64.b64decode(token, validate=True)))
         except (ValueError, binascii.Error) as error:
             raise TokenizerError(
                 f"{path}, line {number}: expected a token in base64 and its rank, got {line[:60]!r}; "
                 "is this a file in tiktoken's format?"
             ) from error
-    if sorted(ranks) != list(range(len(ranks))) or not ranks:
+    ranks.sort()
+    if [rank for rank, _ in ranks] != list(range(len(ranks))) or not ranks:
         raise TokenizerError(
             f"{path} must give each rank from 0 on to one token, but ranks are missing or doubled."
         )
-    return [ranks[i] for i in range(len(ranks))]
+    return [token for _, token in ranks]
 
 
 def write_ranks(path: Path, tokenizer: BPE) -> None:
