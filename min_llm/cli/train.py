@@ -1,0 +1,126 @@
+"""`min-llm train`: wire configuration, data, sampling and report around the training loop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from min_llm.data.prepare import Prepared
+    from min_llm.train.config import RunConfig
+    from min_llm.train.loop import Hook
+    from min_llm.train.pretrain import Task
+
+
+def _help(asked: bool) -> None:
+    """Every setting with its default: the configuration classes are the documentation."""
+    if not asked:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from min_llm import models
+    from min_llm.config import fields_help
+    from min_llm.train.config import RunConfig
+
+    console = Console()
+    console.print(
+        "[bold]Usage:[/] min-llm train [CONFIG.yaml] [key=value ...]\n\n"
+        "Trains the run that CONFIG describes, with settings changed by key=value (for example train.steps=100). "
+        "If its folder exists, the run resumes. SIGTERM and Ctrl-C save a checkpoint first (exit status 143).\n"
+    )
+    table = Table("setting", "default", "meaning", box=None, header_style="bold", pad_edge=False)
+    sections = [r for r in fields_help(RunConfig) if not r[0].startswith("model.")]
+    for key, kind, default, text in sections:
+        if key != "model":
+            table.add_row(key, default or '""', f"{text} [dim]({kind})[/]")
+    for family in models.FAMILIES:
+        for key, kind, default, text in fields_help(models.module(family).Config, "model."):
+            table.add_row(f"{key}", default, f"{text or family} [dim]({kind}; family {family})[/]")
+    console.print(table)
+    console.print(f"\nmodel.preset: {', '.join(models.presets())}")
+    raise typer.Exit
+
+
+def train(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", show_default=False)
+    ] = None,
+    help: Annotated[bool, typer.Option("--help", "-h", callback=_help, is_eager=True)] = False,
+) -> None:
+    """Train a model, or resume its run."""
+    from min_llm import config as config_lib
+    from min_llm import platform
+    from min_llm.config import UserError
+    from min_llm.reporting import reporter
+    from min_llm.train.config import RunConfig
+
+    given = settings or []
+    paths = [s for s in given if "=" not in s]
+    if len(paths) > 1:
+        raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
+    if not given:
+        raise UserError("Give a configuration, for example: min-llm train apps/shakespeare/config.yaml")
+    overrides = [s for s in given if "=" in s]
+    cfg = config_lib.load(RunConfig, paths[0] if paths else None, overrides)
+    platform.use_compilation_cache()
+    finished, folder = run(cfg)
+    if not finished:
+        sys.exit(143)  # 128 + SIGTERM: a scheduler sees that the job has more to do
+    reporter().info(f"Done. Report: {folder / 'report.html'}   Sample: min-llm sample {folder} --prompt TEXT")
+
+
+def run(cfg: RunConfig) -> tuple[bool, Path]:
+    """Train `cfg` to its end or to a signal; (finished, run folder). The report is written either way."""
+    from min_llm.reporting import reporter
+    from min_llm.train.loop import train as train_loop
+    from min_llm.train.pretrain import pretraining
+    from min_llm.train.report import write_report
+    from min_llm.train.run import open_run
+
+    cfg, task, data = pretraining(cfg)
+    with open_run(cfg) as opened, reporter().log_to(opened.folder / "log.txt"):
+        data.tokenizer.save(opened.folder / "tokenizer.json")
+        reporter().info(describe(cfg, task))
+        try:
+            outcome = train_loop(opened, task, [sampling_hook(opened.folder, cfg, task, data)])
+        finally:
+            write_report(opened.folder)
+    return outcome.finished, opened.folder
+
+
+def describe(cfg: RunConfig, task: Task) -> str:
+    from min_llm import spec
+
+    n, t = spec.count(task.spec), cfg.train
+    return (
+        f"{cfg.model.family} with {n:,} parameters, {t.steps:,} steps of {t.batch_size} x {t.seq_len} tokens, "
+        f"run folder {Path(cfg.out) / cfg.name}"
+    )
+
+
+def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> Hook:
+    """Continue the prompts and append what comes to samples.md."""
+    from min_llm.infer.sample import Sampling, generate
+    from min_llm.infer.text import prompt_tokens
+    from min_llm.reporting import reporter
+    from min_llm.train.loop import Hook
+
+    tokenizer, s = data.tokenizer, cfg.sample
+    prompts = [prompt_tokens(tokenizer, text) for text in s.prompts]
+
+    def call(step: int, params: Any) -> None:
+        out = generate(
+            params, cfg.model, task.runtime, prompts, s.max_tokens, Sampling(s.temperature), step, tokenizer.eos
+        )
+        with (folder / "samples.md").open("a", encoding="utf-8") as file:
+            file.write(f"## Step {step}\n\n")
+            for prompt, ids in zip(s.prompts, out, strict=True):
+                text = prompt + tokenizer.decode(ids)
+                file.write("```text\n" + text.replace("```", "'''") + "\n```\n\n")
+        reporter().info(f"step {step}  sample: {text[:160]!r}")
+
+    return Hook("sample", s.every, call)

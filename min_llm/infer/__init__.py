@@ -1,0 +1,1 @@
+"""Inference: a dense key-value cache and a plain sampler."""

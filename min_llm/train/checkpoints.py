@@ -1,0 +1,208 @@
+"""Checkpoints: whole or absent, verified before they are read, written while training goes on.
+
+`checkpoints/<step>/` holds Orbax's array files, `meta.json` and `manifest.json` (size and CRC-32 of every file). It is
+written by a background thread under a name that starts with a dot and renamed when everything is on disk, so a kill
+or a full disk leaves the last complete checkpoint. Orbax itself restores a flipped bit without a word; the manifest
+is checked first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from min_llm.config import UserError
+from min_llm.spec import leaves
+
+FORMAT, VERSION = "min_llm.checkpoint", 1
+
+
+class Checkpoints:
+    """The checkpoints of one run. `keep` latest ones stay, and for ever those at multiples of `keep_every`."""
+
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0) -> None:
+        self.folder, self.keep, self.keep_every = folder, max(keep, 1), keep_every
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+    def latest(self) -> int | None:
+        return (self.steps() or [None])[-1]
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in self.folder.glob(".*.saving"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Write the checkpoint of `step` in the background; an earlier one is waited for, its error raised here.
+
+        The state is copied on the device first: the training loop donates the original to its next step.
+        """
+        self.wait()
+        snapshot = jax.tree.map(jnp.copy, state)
+        jax.block_until_ready(snapshot)
+        self._thread = threading.Thread(target=self._write, args=(step, snapshot, meta), name=f"checkpoint-{step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raise what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        temporary = self.folder / f".{step}.saving"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            _save_arrays(temporary / "arrays", state)
+            (temporary / "meta.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **meta}))
+            (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary), indent=0))
+            _sync(temporary)
+            final = self.folder / str(step)
+            if final.exists():  # the same step saved twice holds the same state
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            _sync_folder(self.folder)
+            self._retire()
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            last = self.latest()
+            self._error = UserError(
+                f"The checkpoint of step {step} could not be written to {self.folder}: {_first_line(error)}. "
+                + (f"The last complete one is step {last}. " if last is not None else "There is none yet. ")
+                + "Make room or give another folder, then start the same command again; it resumes."
+            )
+            self._error.__cause__ = error
+
+    def _retire(self) -> None:
+        steps = self.steps()
+        for step in steps[: -self.keep]:
+            if not (self.keep_every and step % self.keep_every == 0):
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+
+    def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, meta) of a checkpoint. target: the state's tree with arrays or ShapeDtypeStructs."""
+        folder = self.folder / str(step)
+        meta = self.read_meta(step)
+        _verify(folder, self._others(step))
+        return _load_arrays(folder / "arrays", target, self._others(step)), meta
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays."""
+        folder = self.folder / str(step)
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder} is not a min_llm checkpoint: its meta.json cannot be read ({_first_line(error)}). "
+                + self._others(step)
+            ) from error
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise UserError(f"{folder} was not written by min_llm. Point to a folder made by `min-llm train`.")
+        if meta.get("version", 0) > VERSION:
+            raise UserError(f"{folder} is of format version {meta['version']}; this min_llm reads up to {VERSION}.")
+        return meta
+
+    def _others(self, step: int) -> str:
+        others = [s for s in self.steps() if s != step]
+        if not others:
+            return "There is no other checkpoint in this run; start it again under a new name."
+        return f"Remove {self.folder / str(step)} to continue from step {others[-1]}."
+
+
+def _save_arrays(path: Path, state: Any) -> None:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(path.absolute(), state)
+        saver.wait_until_finished()
+
+
+def _load_arrays(path: Path, target: Any, advice: str) -> Any:
+    import orbax.checkpoint as ocp
+
+    def abstract(x: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    try:
+        with ocp.StandardCheckpointer() as loader:
+            return loader.restore(path.absolute(), jax.tree.map(abstract, target))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path.parent} holds another model than this run's: {_first_line(error)}. {advice}"
+        ) from error
+
+
+def _manifest(folder: Path) -> dict[str, list[int]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {str(p.relative_to(folder)): [p.stat().st_size, _crc(p)] for p in files}
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _verify(folder: Path, advice: str) -> None:
+    """Every file of the manifest is there, whole and unchanged; a sentence otherwise."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} has no readable manifest.json; it is not a whole checkpoint. {advice}") from error
+    for name, (size, crc) in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{folder} is damaged: {name} is missing. {advice}")
+        if path.stat().st_size != size:
+            raise UserError(f"{folder} is damaged: {name} has {path.stat().st_size} bytes, not {size}. {advice}")
+        if _crc(path) != crc:
+            raise UserError(f"{folder} is damaged: the contents of {name} have changed since it was written. {advice}")
+
+
+def _sync(folder: Path) -> None:
+    """Everything below the folder is on disk when this returns."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300].rstrip(".")
+
+
+def describe(spec: Any) -> dict[str, list[int]]:
+    """Name and shape of every parameter, for the checkpoint's meta.json."""
+    return {name: list(p.shape) for name, p in leaves(spec)}

@@ -1,0 +1,265 @@
+"""The training loop: one for every stage.
+
+It dispatches step n and, while the device works on it, reads the metrics of step n − 1. At boundaries (validation,
+samples, checkpoints) it waits for the step, so nothing is ever saved before its loss is known to be finite, and
+everything a checkpoint's metrics say is on disk before the checkpoint is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import numpy as np
+
+from min_llm import machine, platform
+from min_llm import spec as spec_lib
+from min_llm.config import UserError, dump
+from min_llm.data.loader import Prefetcher
+from min_llm.plan.flops import Flops, flops_per_token, mfu
+from min_llm.reporting import Progress, reporter
+from min_llm.train.checkpoints import describe
+from min_llm.train.environment import record_start
+from min_llm.train.metrics import Metrics, memory
+from min_llm.train.monitor import SpikeMonitor
+from min_llm.train.optim import optimizer
+from min_llm.train.pretrain import Task
+from min_llm.train.process import Clock, Trace, stop_signals
+from min_llm.train.run import Run
+from min_llm.train.schedules import schedule
+from min_llm.train.step import State, init_state, jit_step, make_step
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on (a loss that is not finite). The message names the step and the last good checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """Something to do with the parameters every so many steps and at the end. What it returns becomes a row of
+    metrics of this kind; None writes none."""
+
+    kind: str
+    every: int
+    call: Callable[[int, Any], dict[str, Any] | None]
+
+    def due(self, done: int, last: int) -> bool:
+        return done == last or bool(self.every and done % self.every == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `done` steps of which `steps` were wanted; the final parameters."""
+
+    done: int
+    steps: int
+    params: Any
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.steps
+
+
+def train(run: Run, task: Task, hooks: Sequence[Hook] = ()) -> Outcome:
+    """Train to the last step, or to SIGTERM/SIGINT, which saves a checkpoint and returns."""
+    return Loop(run, task, hooks).run_all()
+
+
+class Loop:
+    """The state of one training process."""
+
+    def __init__(self, run: Run, task: Task, hooks: Sequence[Hook]) -> None:
+        self.run, self.task, self.cfg = run, task, run.cfg
+        cfg = self.cfg
+        self.hooks = [Hook("val", cfg.train.eval_every, lambda _, params: task.validate(params)), *hooks]
+        self.optimizer = optimizer(cfg.optim, task.spec, cfg.train.steps)
+        self.rate = schedule(cfg.optim, cfg.train.steps)
+        self.monitor = SpikeMonitor(cfg.train.spike_z)
+        self.losses: list[float] = []  # since the last row
+        self.tokens_per_step = cfg.train.batch_size * cfg.train.seq_len
+        self.flops: Flops = flops_per_token(task.model, cfg.train.seq_len)
+        self.peak = platform.measure()["flops_" + task.runtime.dtype]
+        self.compiled: dict[bool, Any] = {}
+        self.clock = Clock()
+
+    # Starting
+
+    def start(self) -> tuple[State, int]:
+        """Fresh state, or that of the latest checkpoint, and the steps already done."""
+        latest = self.run.checkpoints.latest()
+        if latest is None:
+            self.run.truncate({})
+            params = spec_lib.init(self.task.spec, jax.random.key(self.cfg.seed))
+            return init_state(params, self.optimizer), 0
+        shapes = jax.eval_shape(lambda p: init_state(p, self.optimizer), spec_lib.shapes(self.task.spec))
+        meta = self.run.checkpoints.read_meta(latest)
+        if meta.get("parameters") != describe(self.task.spec):
+            raise UserError(
+                f"The checkpoint {self.run.checkpoints.folder / str(latest)} holds another model than "
+                f"{self.run.folder / 'config.yaml'} describes. Give another name=NAME, or restore the folder."
+            )
+        state, meta = self.run.checkpoints.restore(latest, shapes)
+        self.run.truncate(meta["sizes"])
+        self.monitor.recent.extend(meta["monitor"])
+        self.losses = list(meta["losses"])
+        reporter().info(f"Resuming {self.run.folder} after step {latest} of {self.cfg.train.steps}")
+        return state, latest
+
+    def step_function(self, state: State, batch: Any, probing: bool) -> Any:
+        """The compiled step; compiled at its first use."""
+        if probing not in self.compiled:
+            began = time.perf_counter()
+            step = make_step(
+                self.task.loss_sum,
+                self.optimizer,
+                self.cfg.train.micro_batches,
+                self.cfg.seed if self.task.model.dropout else None,
+                probing,
+            )
+            self.compiled[probing] = jit_step(step).lower(state, batch).compile()
+            seconds = time.perf_counter() - began
+            size = self.compiled[probing].memory_analysis()
+            held = (size.temp_size_in_bytes + size.argument_size_in_bytes) / 2**20 if size else float("nan")
+            reporter().info(f"Compiled the step in {seconds:.1f} s; it needs {held:.0f} MiB")
+            self.clock.pause(seconds)
+        return self.compiled[probing]
+
+    # Running
+
+    def run_all(self) -> Outcome:
+        t = self.cfg.train
+        record_start(self.run.folder, self.cfg, self.task.runtime, self.flops, self.peak)
+        state, first = self.start()
+        if first >= t.steps:
+            reporter().info(f"{self.run.folder} is complete: {first} of {t.steps} steps. Nothing to do.")
+            return Outcome(first, t.steps, state.params)
+        with ExitStack() as stack:
+            stack.callback(self.run.checkpoints.wait)
+            self.metrics = Metrics(self.run.folder, self.cfg, first)
+            stack.callback(self.metrics.close)
+            batches = stack.enter_context(Prefetcher(self.batch, first))
+            stop = stack.enter_context(stop_signals())
+            self.progress = stack.enter_context(reporter().progress(t.steps, self.run.folder.name))
+            self.progress.advance(first)
+            trace = Trace(t.profile, self.run.folder)
+            stack.callback(trace.close)
+            done = first
+            pending: tuple[int, Any] | None = None
+            self.clock.start()
+            while done < t.steps and not stop:
+                self.clock.pause(machine.wait_while_taken(reporter().info))
+                trace.at(done)
+                batch, waited = batches.next()
+                self.clock.waited += waited
+                probing = t.probe and done % t.probe_every == 0
+                state, out = self.step_function(state, batch, probing)(state, batch)
+                if pending is not None:
+                    self.read(*pending)
+                done += 1
+                pending = (done, out)
+                if done == t.steps or stop or self.at_boundary(done):
+                    self.read(*pending)
+                    pending = None
+                    self.boundary(done, state, bool(stop))
+        return Outcome(done, t.steps, state.params)
+
+    def batch(self, step: int) -> Any:
+        return jax.device_put(self.task.batch(step))
+
+    def at_boundary(self, done: int) -> bool:
+        every = self.cfg.checkpoint.every
+        return bool(every and done % every == 0) or any(h.due(done, self.cfg.train.steps) for h in self.hooks)
+
+    def boundary(self, done: int, state: State, stopping: bool) -> None:
+        """Hooks, then the checkpoint, all with step `done` finished and known to be finite."""
+        began = time.perf_counter()
+        last, every = self.cfg.train.steps, self.cfg.checkpoint.every
+        for hook in self.hooks:
+            if hook.due(done, last):
+                took = time.perf_counter()
+                values = hook.call(done, state.params)
+                if values is not None:
+                    self.metrics.write(done, hook.kind, values, {"seconds": time.perf_counter() - took})
+                    self.show(done, hook.kind, values)
+        if stopping or done == last or (every and done % every == 0):
+            self.save(done, state)
+        if stopping and done < last:
+            reporter().info(f"Stopped by a signal after step {done}; the same command resumes.")
+        self.clock.pause(time.perf_counter() - began)
+
+    def save(self, done: int, state: State) -> None:
+        meta = {
+            "step": done,
+            "config": dump(self.cfg),
+            "parameters": describe(self.task.spec),
+            "sizes": self.run.sizes(),
+            "monitor": list(self.monitor.recent),
+            "losses": self.losses,
+        }
+        self.run.checkpoints.save(done, state, meta)
+
+    # Reading
+
+    def read(self, done: int, out: dict[str, Any]) -> None:
+        """The metrics of the step that ended as the `done`-th: check, watch, log."""
+        loss, norm = float(out["loss"]), float(out["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.not_finite(done, loss, norm)
+        if (score := self.monitor.feed(loss)) is not None:
+            self.metrics.write(done, "event", {"event": "spike", "loss": loss, "z": score})
+            reporter().warn(f"Loss spike at step {done}: {loss:.3f} is {score:.1f} deviations above the recent mean.")
+        if "probe" in out:
+            rows = {name: np.asarray(value).tolist() for name, value in out["probe"].items()}
+            self.metrics.write(done, "probe", rows)
+        self.losses.append(loss)
+        note = ""
+        if done % self.cfg.train.log_every == 0 or done == self.cfg.train.steps:
+            values = {
+                "loss": sum(self.losses) / len(self.losses),
+                "grad_norm": norm,
+                "lr": float(self.rate(np.int32(done - 1))),
+                "tokens": done * self.tokens_per_step,
+            }
+            perf = self.performance(len(self.losses))
+            self.losses = []
+            self.metrics.write(done, "train", values, perf)
+            note = f"loss {values['loss']:.3f}  {perf['tokens_per_second']:,.0f} tok/s  MFU {perf['mfu']:.0%}"
+        self.progress.advance(1, note)
+
+    def performance(self, steps: int) -> dict[str, float]:
+        """Throughput since the last row, without the time of boundaries."""
+        seconds, waited = self.clock.lap()
+        rate = steps * self.tokens_per_step / max(seconds, 1e-9)
+        return {
+            "tokens_per_second": rate,
+            "mfu": mfu(rate, self.flops, self.peak),
+            "step_seconds": seconds / steps,
+            "data_wait": waited / max(seconds, 1e-9),
+            "elapsed": self.clock.elapsed(),
+            **memory(),
+        }
+
+    def show(self, done: int, kind: str, values: dict[str, Any]) -> None:
+        numbers = [f"{k} {v:.4f}" for k, v in values.items() if isinstance(v, float)]
+        if numbers:
+            reporter().info(f"step {done}  {kind} {'  '.join(numbers)}")
+
+    def not_finite(self, done: int, loss: float, norm: float) -> None:
+        self.run.checkpoints.wait()
+        good = self.run.checkpoints.latest()
+        place = (
+            f"The last good checkpoint is step {good}, {self.run.checkpoints.folder / str(good)}"
+            if good is not None
+            else "There is no checkpoint yet"
+        )
+        self.metrics.write(done, "event", {"event": "not finite", "loss": str(loss), "grad_norm": str(norm)})
+        raise TrainingStopped(
+            f"Step {done} has loss {loss} and gradient norm {norm}, so training stopped. {place}. "
+            "A smaller optim.lr, a longer optim.warmup or runtime.dtype=float32 usually helps; "
+            "start with another name=NAME."
+        )

@@ -1,0 +1,78 @@
+"""The pretraining task: next-token loss over packed documents, and validation over a whole held-out split."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from min_llm import models
+from min_llm.config import UserError
+from min_llm.data.loader import batch as make_batch
+from min_llm.data.loader import validation_batches
+from min_llm.data.prepare import Prepared, prepare
+from min_llm.models import ModelConfig
+from min_llm.nn.batch import Batch
+from min_llm.nn.runtime import Runtime, resolve
+from min_llm.train.config import RunConfig, check
+from min_llm.train.evaluate import Evaluator, bits_per_byte
+from min_llm.train.step import LossSum, language_model_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the loop trains: it knows nothing of text, models or preferences."""
+
+    model: ModelConfig
+    spec: Any
+    runtime: Runtime
+    loss_sum: LossSum
+    batch: Callable[[int], Batch]  # the batch of a step, a pure function
+    validate: Callable[[Any], dict[str, float]]  # parameters -> a row of metrics
+
+
+def pretraining(cfg: RunConfig) -> tuple[RunConfig, Task, Prepared]:
+    """The configuration with the tokenizer's vocabulary filled in, the task, and its data."""
+    data = prepare(cfg.data)
+    cfg = check(with_vocabulary(cfg, data.tokenizer.vocab_size))
+    runtime = resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1))
+    evaluator = Evaluator(cfg.model, runtime)
+
+    def batch(step: int) -> Batch:
+        t = cfg.train
+        return make_batch(
+            data.train, seed=cfg.seed, step=step, rows=t.batch_size, seq_len=t.seq_len, order=t.order
+        )
+
+    def validate(params: Any) -> dict[str, float]:
+        return score(evaluator, params, data, cfg.train.batch_size, cfg.train.seq_len, cfg.train.eval_tokens)
+
+    task = Task(
+        cfg.model, models.spec(cfg.model), runtime, language_model_loss(cfg.model, runtime), batch, validate
+    )
+    return cfg, task, data
+
+
+def with_vocabulary(cfg: RunConfig, size: int) -> RunConfig:
+    """The tokenizer's vocabulary size, unless the configuration gives a larger one (padding)."""
+    given = cfg.model.vocab_size
+    if given and given < size:
+        raise UserError(
+            f"'model.vocab_size' is {given}, but the tokenizer has {size} tokens. Remove the key to use {size}."
+        )
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=given or size))
+
+
+def score(
+    evaluator: Evaluator, params: Any, data: Prepared, rows: int, seq_len: int, tokens: int = 0
+) -> dict[str, float]:
+    """Validation loss in nats per token, and bits per byte where the whole split is scored."""
+    batches = validation_batches(data.val, rows, seq_len)
+    if tokens:
+        batches = itertools.islice(batches, max(1, -(-tokens // (rows * seq_len))))
+    loss, count = evaluator(params, batches)
+    values = {"loss": loss, "tokens": count}
+    if not tokens and data.val.scored_bytes:
+        values["bits_per_byte"] = bits_per_byte(loss, count, data.val.scored_bytes)
+    return values

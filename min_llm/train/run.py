@@ -1,0 +1,118 @@
+"""The run folder: `runs/<name>/` holds everything about a run, and starting the run again resumes it.
+
+    config.yaml       complete and re-runnable        checkpoints/<step>/   whole or absent
+    metrics.jsonl     one row a measurement           samples.md            text written during training
+    log.txt           what the terminal showed        report.html           made from the above
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from min_llm import config as config_lib
+from min_llm.config import UserError
+from min_llm.platform import write_atomic
+from min_llm.train.checkpoints import Checkpoints
+from min_llm.train.config import RunConfig, check, differences
+
+TRUNCATED = ("metrics.jsonl", "samples.md")  # cut back to the checkpoint when a run resumes
+
+
+class Run:
+    """One run folder, open for training."""
+
+    def __init__(self, folder: Path, cfg: RunConfig) -> None:
+        self.folder, self.cfg = folder, cfg
+        self.checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint.keep, cfg.checkpoint.keep_every)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the files that a resume cuts back, flushed to disk: part of a checkpoint's meta."""
+        sizes = {}
+        for name in TRUNCATED:
+            path = self.folder / name
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            sizes[name] = path.stat().st_size if path.exists() else 0
+        return sizes
+
+    def truncate(self, sizes: dict[str, int]) -> None:
+        """Forget what was written after the checkpoint."""
+        for name in TRUNCATED:
+            path = self.folder / name
+            if path.exists():
+                os.truncate(path, min(sizes.get(name, 0), path.stat().st_size))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        return read_rows(self.folder)
+
+
+@contextmanager
+def open_run(cfg: RunConfig) -> Iterator[Run]:
+    """The folder of a configuration, made or found, locked against a second trainer.
+
+    An existing folder must hold the same configuration, settings that touch no number apart.
+    """
+    folder = Path(cfg.out) / cfg.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"The run folder {folder} cannot be written: {error.strerror}. Give another with out=FOLDER."
+        ) from error
+    with lock:
+        _lock(lock, folder)
+        _agree(folder, check(cfg))
+        run = Run(folder, cfg)
+        run.checkpoints.clean()
+        yield run
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is locked
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(f"Another process is training in {folder}. Wait for it, or give another name=NAME.") from error
+
+
+def _agree(folder: Path, cfg: RunConfig) -> None:
+    path = folder / "config.yaml"
+    if path.exists():
+        old, new = (config_lib.flatten(c) for c in (config_lib.read(path), config_lib.dump(cfg)))
+        if changed := differences(old, new):
+            raise UserError(
+                f"{folder} already holds a run with other settings ({'; '.join(changed[:5])}). "
+                f"Give another name=NAME, or remove {folder} to start afresh."
+            )
+    write_atomic(path, config_lib.to_yaml(cfg))
+
+
+def load_config(folder: Path) -> RunConfig:
+    """The configuration of an existing run."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run: it has no config.yaml. Give a folder made by `min-llm train`.")
+    return config_lib.load(RunConfig, folder / "config.yaml")
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of metrics.jsonl; a torn last line (a killed process) is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                if line.endswith("\n"):
+                    raise UserError(f"{path} line {number} is not JSON ({error}). Remove that line.") from error
