@@ -202,7 +202,7 @@ def stacked(params, *cuts):
     return Model(**{**params, "layers": stacks, "absent": None})
 
 
-@pytest.mark.parametrize("cuts", [(), (1,), (1, 2)])
+@pytest.mark.parametrize("cuts", [(), (1,), (2,), (1, 2)])
 def test_stacked_parameters_give_the_same_and_gradients_in_their_own_layout(make_llama, packed, cuts):
     cfg, params = make_llama(n_layers=3)
     library = stacked(params, *cuts)
