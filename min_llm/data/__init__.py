@@ -1,7 +1,10 @@
 """From raw text to batches: sources, prepared token files, the loader and packing.
 
-sources.py    where text comes from: packages, Hugging Face, the user's own files
+sources.py    where text comes from: packages (sources.toml), Hugging Face, the user's own files
+readers.py    documents out of files, and sentences for malformed ones
+split.py      which text is for training and which for validation
 prepare.py    text -> split -> tokenizer -> memory-mapped token files, once
+prepared.py   a prepared folder: open, verify, describe
 tokenfile.py  the memory map and its document starts
 loader.py     batches as a function of (seed, step); validation windows; prefetching
 packing.py    separate documents packed into rows (fine-tuning)

@@ -32,13 +32,13 @@ import numpy as np
 from min_llm import fetch, tokenizers
 from min_llm.config import UserError, dump, option
 from min_llm.data import readers
+from min_llm.data.prepared import FORMAT, SPLITS, VERSION, Prepared, data_folder, open_prepared
 from min_llm.data.sources import Source, resolve, slug
-from min_llm.data.tokenfile import TokenFile, open_token_file, token_dtype
+from min_llm.data.split import Piece, splitter
+from min_llm.data.tokenfile import token_dtype
 from min_llm.reporting import reporter
 from min_llm.tokenizers import Tokenizer
 
-FORMAT, VERSION = "min_llm.data", 1
-SPLITS = ("train", "val")
 DAY_SECONDS = 86_400
 
 
@@ -68,48 +68,6 @@ class DataConfig:
         return (self.source,) if isinstance(self.source, str) else self.source
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A prepared folder, opened."""
-
-    folder: Path
-    train: TokenFile
-    val: TokenFile
-    tokenizer: Tokenizer
-    meta: dict[str, Any]
-
-    @property
-    def attribution(self) -> str:
-        return "; ".join(dict.fromkeys(s["attribution"] for s in self.meta["sources"] if s["attribution"]))
-
-    @property
-    def licence(self) -> str:
-        return "; ".join(dict.fromkeys(s["licence"] for s in self.meta["sources"]))
-
-    def split(self, name: str) -> TokenFile:
-        return self.train if name == "train" else self.val
-
-    def text(self, name: str) -> bytes:
-        """The text of a split, its documents end to end, as it was before tokenization."""
-        ids = self.split(name).plain
-        eos = self.tokenizer.eos
-        return self.tokenizer.decode_bytes(ids if eos is None else ids[ids != eos])
-
-    def describe(self) -> list[str]:
-        """The data report: what the run is about to learn from."""
-        lines = []
-        for name in SPLITS:
-            tokens = self.split(name)
-            lines.append(
-                f"{name}: {len(tokens):,} tokens in {tokens.n_documents:,} documents, "
-                f"{tokens.text_bytes:,} bytes, {tokens.text_bytes / max(len(tokens), 1):.2f} bytes a token"
-            )
-        made = self.meta["tokenizer"]
-        lines.append(f"tokenizer: {made['name']}, {made['vocab_size']:,} tokens, {made['fingerprint'][:12]}")
-        lines.append(f"licence: {self.licence}" + (f". Text: {self.attribution}" if self.attribution else ""))
-        return lines
-
-
 def prepare(cfg: DataConfig) -> Prepared:
     """The token files of a configuration: opened when they exist, made otherwise. Reports what is in them.
 
@@ -130,13 +88,8 @@ def prepare(cfg: DataConfig) -> Prepared:
             _make(cfg, sources, folder)
     prepared = open_prepared(folder)
     for line in prepared.describe():
-        reporter().info(f"Data {'+'.join(s.name for s in sources)}, {line}")
+        reporter().info(f"data: {line}")
     return prepared
-
-
-def data_folder(home: str = "") -> Path:
-    """Where prepared folders lie."""
-    return (Path(home).expanduser() if home else fetch.home()) / "data"
 
 
 def _name(cfg: DataConfig, sources: list[Source]) -> str:
@@ -147,68 +100,9 @@ def _name(cfg: DataConfig, sources: list[Source]) -> str:
 def _hash(cfg: DataConfig, sources: list[Source]) -> str:
     made_from: dict[str, Any] = {"version": VERSION, "sources": [s.identity() for s in sources]}
     made_from |= {k: getattr(cfg, k) for k in ("tokenizer", "split", "val_fraction", "tune", "seed")}
-    if Path(cfg.tokenizer).exists():
+    if _is_path(cfg.tokenizer):
         made_from["tokenizer"] = tokenizers.load(cfg.tokenizer).fingerprint()
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:10]
-
-
-# Opening
-
-
-def open_prepared(folder: Path) -> Prepared:
-    """Open a prepared folder; sizes and forms are checked, contents are not (`verify` does that)."""
-    try:
-        meta = read_meta(folder)
-        tokenizer = tokenizers.load(str(folder / "tokenizer.json"))
-        if tokenizer.fingerprint() != meta["tokenizer"]["fingerprint"]:
-            raise UserError(f"{folder / 'tokenizer.json'} is not the tokenizer these tokens were made with.")
-        files = {}
-        for name in SPLITS:
-            about = meta["splits"][name]
-            files[name] = open_token_file(
-                folder / f"{name}.bin",
-                about["tokens"],
-                np.dtype(meta["dtype"]),
-                folder / f"{name}.docs.npy",
-                about["documents"],
-                vocab_size=tokenizer.vocab_size,
-                eos=tokenizer.eos,
-                text_bytes=about["text_bytes"],
-                scored_bytes=about["scored_bytes"],
-            )
-    except (UserError, KeyError, OSError) as error:
-        said = str(error) if isinstance(error, UserError) else f"{folder} is damaged ({error!r})."
-        raise UserError(f"{said} Delete the folder {folder} and prepare the data again.") from error
-    return Prepared(folder, files["train"], files["val"], tokenizer, meta)
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a prepared folder. Raises UserError when it is absent, broken or of another version."""
-    path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no prepared data: it has no meta.json.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}).") from error
-    if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != (FORMAT, VERSION):
-        raise UserError(f"{path} is not in the format {FORMAT} version {VERSION} that this min_llm reads.")
-    return meta
-
-
-def verify(prepared: Prepared) -> None:
-    """Read every byte and compare with the sha256 in meta.json. Raises UserError naming the file that differs."""
-    for name, expected in prepared.meta["files"].items():
-        if fetch.file_digest(prepared.folder / name) != expected:
-            raise UserError(
-                f"{prepared.folder / name} has changed since it was written. Delete the folder "
-                f"{prepared.folder} and prepare the data again."
-            )
-
-
-# Making
-
-Piece = Callable[[str, str], tuple[str, str]]  # (document's name, text) -> (training text, validation text)
 
 
 def _make(cfg: DataConfig, sources: list[Source], folder: Path) -> None:
@@ -217,7 +111,7 @@ def _make(cfg: DataConfig, sources: list[Source], folder: Path) -> None:
     _sweep(folder.parent)
     part = Path(tempfile.mkdtemp(prefix="part-", dir=folder.parent))
     try:
-        splits = [_splitter(cfg, source) for source in sources]
+        splits = [splitter(s, cfg.split, cfg.val_fraction, cfg.seed, cfg.tune) for s in sources]
         pieces = {name: lambda k=k: _pieces(sources, splits, k) for k, name in enumerate(SPLITS)}
         tokenizer = _tokenizer(cfg.tokenizer, pieces["train"])
         tokenizer.save(part / "tokenizer.json")
@@ -276,54 +170,8 @@ def _pieces(sources: list[Source], splits: list[Piece], which: int) -> Iterator[
                 yield piece
 
 
-def _splitter(cfg: DataConfig, source: Source) -> Piece:
-    """The rule that cuts a source's documents into training and validation text."""
-    rule = source.split if cfg.split == "auto" else cfg.split
-    if rule == "tail":
-        split: Piece = lambda name, text: tail(text, cfg.val_fraction)
-    elif rule == "holdout":
-        if not source.holdout:
-            raise UserError(f"{source.name} names no works to hold out; use data.split=tail or documents.")
-        split = lambda name, text: ("", text) if name in source.holdout else (text, "")
-    else:
-        last = _last_held_out(cfg, source)
-        split = lambda name, text: ("", text) if draw(text, cfg.seed) <= last else (text, "")
-    if cfg.tune:
-        return lambda name, text: tail(split(name, text)[0], cfg.val_fraction)
-    return split
-
-
-def tail(text: str, fraction: float) -> tuple[str, str]:
-    """The first and the last part of a text: nanoGPT's split, in characters."""
-    at = int(len(text) * (1 - fraction))
-    return text[:at], text[at:]
-
-
-def draw(text: str, seed: int) -> int:
-    """A number in [0, 2^64) that depends on seed and text alone: equal documents fall on the same side."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode(errors="replace")).digest()[:8], "big")
-
-
-def _last_held_out(cfg: DataConfig, source: Source) -> int:
-    """The highest draw that is validation: the lowest draws make up val_fraction of the characters."""
-    draws, lengths = array("Q"), array("Q")
-    for _, text in source.documents():
-        draws.append(draw(text, cfg.seed))
-        lengths.append(len(text))
-    order = np.argsort(np.asarray(draws))
-    reached = np.cumsum(np.asarray(lengths)[order]) / max(sum(lengths), 1)
-    n = int(np.searchsorted(reached, cfg.val_fraction)) + 1
-    held, rest = np.asarray(draws)[order[:n]], np.asarray(draws)[order[n:]]
-    if not len(rest) or rest.max() == held.max():
-        raise UserError(
-            f"{source.name} has {len(draws)} documents: too few to hold out whole ones. Use data.split=tail."
-        )
-    if reached[n - 1] > 2 * cfg.val_fraction:
-        reporter().warn(
-            f"{reached[n - 1]:.0%} of {source.name} is validation text, because its documents are few and long; "
-            "data.split=tail cuts every document."
-        )
-    return int(held.max())
+def _is_path(tokenizer: str) -> bool:
+    return tokenizer not in ("chars", "bytes", *tokenizers.NAMED) and not tokenizer.startswith("bpe:")
 
 
 def _tokenizer(spec: str, train: Callable[[], Iterator[str]]) -> Tokenizer:
@@ -362,7 +210,7 @@ def _encode(
     with path.open("wb") as file, reporter().progress(total, f"encoding {name}") as progress:
         if eos is not None:
             file.write(np.array([eos], dtype).tobytes())
-        for ids in tokenizer.encode_documents(counted()):
+        for ids in _encodable(tokenizer.encode_documents(counted()), name):
             starts.append(n_tokens)
             file.write(ids.astype(dtype, copy=False).tobytes())
             n_tokens += len(ids) + (eos is not None)
@@ -377,6 +225,16 @@ def _encode(
         _flush(file)
     counts = {"tokens": n_tokens, "documents": len(starts)}
     return counts | {"text_bytes": text_bytes, "scored_bytes": text_bytes - unscored}
+
+
+def _encodable(encoded: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """The same, with a way out where a tokenizer cannot encode a text."""
+    try:
+        yield from encoded
+    except tokenizers.TokenizerError as error:
+        raise UserError(
+            f"The {name} text cannot be encoded. {error} bytes and bpe:SIZE take any text."
+        ) from error
 
 
 # Disk
@@ -416,11 +274,3 @@ def _disk_errors(folder: Path) -> Iterator[None]:
                 f"Prepared data cannot be written to {folder}: {error.strerror}. {advice}"
             ) from error
         raise
-
-
-def prepared_folders(home: str = "") -> list[Path]:
-    """All prepared folders, by name."""
-    folder = data_folder(home)
-    return sorted(
-        path.parent for path in folder.glob("*/meta.json") if not path.parent.name.startswith("part-")
-    )

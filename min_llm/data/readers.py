@@ -53,7 +53,7 @@ def jsonl_file(path: Path, field: str) -> Documents:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text.removeprefix("\ufeff"))
+                row = json.loads(text.removeprefix("\ufeff").rstrip())
             except json.JSONDecodeError as error:
                 raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}.") from error
             found = True

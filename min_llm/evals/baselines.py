@@ -21,9 +21,6 @@ from min_llm.reporting import reporter
 if TYPE_CHECKING:
     from min_llm.data.prepare import Prepared
 
-if TYPE_CHECKING:
-    pass
-
 VERSION = 1  # of the numbers below; raise it when a definition changes
 
 

@@ -1,0 +1,73 @@
+"""`min-llm data`: results on standard output, mistakes as sentences."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from min_llm import reporting
+from min_llm.cli.data import app
+from min_llm.config import UserError
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIN_LLM_HOME", str(tmp_path / "home"))
+    (tmp_path / "story.txt").write_text("Once upon a time\nthere was a token.\n" * 50)
+    done = run("prepare", tmp_path / "story.txt", "--tokenizer", "bpe:270")
+    assert done.exit_code == 0, done.output
+    return done.stdout.strip()
+
+
+def run(*words):
+    reporting._reporter = None  # the runner closes the stream that the last one wrote to
+    return runner.invoke(app, [str(word) for word in words])
+
+
+def test_prepare_prints_the_folder_and_nothing_else(folder):
+    assert json.loads(open(f"{folder}/meta.json").read())["config"]["tokenizer"] == "bpe:270"
+
+
+def test_show(folder):
+    shown = run("show", "story", "--verify", "--baselines").stdout
+    for part in (
+        "tokens in 1 documents",
+        "licence: ",
+        "verified: 5 files",
+        "xz -9",
+        "Kneser-Ney 5-gram",
+        "--- document 0 of the training text\nOnce upon a time\nthere was a token.",
+        "<|end_of_text|>|On|ce| |",
+        "⏎|",
+    ):
+        assert part in shown, part
+    assert json.loads(run("show", folder, "--json").stdout)["format"] == "min_llm.data"
+
+
+def test_list_has_sources_and_prepared_data(folder):
+    shown = run("list").stdout
+    assert "shakespeare" in shown and "CC BY-SA 4.0" in shown and "Debian's apt" in shown
+    assert folder.rpartition("/")[2] in shown
+    listed = json.loads(run("list", "--json").stdout)
+    assert listed["prepared"] == [folder]
+    assert {"name", "MB", "licence", "needs", "cached", "text"} == set(listed["sources"][0])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("show", "stroy"), "There is no prepared data 'stroy'"),
+        (("prepare", "shakespear"), "Did you mean 'shakespeare'"),
+        (("prepare", "shakespeare", "--split", "half"), "must be one of: auto, tail"),
+    ],
+)
+def test_mistakes_are_user_errors(folder, words, said):
+    error = run(*words).exception
+    assert isinstance(error, UserError) and said in str(error)
+
+
+def test_ambiguous_names_are_listed(folder, tmp_path):
+    assert run("prepare", tmp_path / "story.txt", "--tokenizer", "bytes").exception is None
+    assert "begins several names" in str(run("show", "story").exception)
