@@ -29,12 +29,11 @@ class Batch(NamedTuple):
 
 def complete(batch):
     """The batch in NumPy. Without positions or index places are counted; without weights each counts 1."""
-    given = {f: getattr(batch, f) for f in Batch._fields}
-    arrays = {f: None if value is None else np.asarray(value) for f, value in given.items()}
-    shape = arrays["tokens"].shape
+    shape = np.shape(batch.tokens)
     count = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     absent = {"positions": count, "index": count, "weights": np.ones(shape, np.float32)}
-    return Batch(**{f: absent.get(f) if a is None else a for f, a in arrays.items()})
+    given = {field: getattr(batch, field) for field in Batch._fields}
+    return Batch(**{f: absent.get(f) if value is None else np.asarray(value) for f, value in given.items()})
 
 
 def pack(rows, seq_len):

@@ -122,7 +122,7 @@ def visible(cfg, batch, past=None):
     return build_mask(batch.index, key_index=np.arange(n_keys)[None], window=cfg.window)
 
 
-# x + Attention(RMSNorm(x)): grouped queries (sec. 3.2), RoPE on q and k ------------
+# x + Attention(RMSNorm(x)): grouped queries (sec. 3.2), RoPE on q and k -------------------------------------
 
 
 def attention_block(x, p, cfg, angles, mask, past=None):
