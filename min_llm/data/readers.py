@@ -81,9 +81,9 @@ def parquet_file(path: Path, field: str) -> Documents:
                     number += 1
                     yield f"{path.name}:{number}", _field({field: text}, field, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
-            f"{path} is not a complete parquet file: {reason}. Copy or download it again."
+            f"{path} is no complete parquet file ({reason}). Copy or download it again."
         ) from error
     if not number:
         raise UserError(f"{path} has no rows.")

@@ -1,6 +1,7 @@
 """`min-llm data`: results on standard output, mistakes as sentences."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -27,7 +28,7 @@ def run(*words):
 
 
 def test_prepare_prints_the_folder_and_nothing_else(folder):
-    assert json.loads(open(f"{folder}/meta.json").read())["config"]["tokenizer"] == "bpe:270"
+    assert json.loads(Path(folder, "meta.json").read_text())["config"]["tokenizer"] == "bpe:270"
 
 
 def test_show(folder):

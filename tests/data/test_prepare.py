@@ -110,7 +110,7 @@ def test_every_rule_of_splitting(articles, play, tmp_path, monkeypatch):
     assert texts(of_each, "train")[0] + texts(of_each, "val")[0] == first
     with pytest.raises(UserError, match="names no works to hold out"):
         prepare(config(articles, tmp_path, split="holdout"))
-    with pytest.raises(UserError, match="too few to hold out whole ones. Use data.split=tail"):
+    with pytest.raises(UserError, match=r"too few to hold out whole ones. Use data.split=tail"):
         prepare(config(play, tmp_path, split="documents"))
     monkeypatch.setattr(sources.Source, "documents", lambda self: iter([("a", "aaa"), ("b", "bbb")]))
     monkeypatch.setattr(sources.Source, "holdout", ("b",), raising=False)
@@ -134,7 +134,7 @@ def test_tuning_never_sees_the_validation_text(articles, play, tmp_path):
 def test_the_tokenizer_learns_from_the_training_text_alone(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("abc " * 90 + "zzzz" * 9 + "Q")
-    with pytest.raises(UserError, match="The val text .*'z' at position .* not among the 4 .*bpe:SIZE"):
+    with pytest.raises(UserError, match=r"The val text .*'z' at position .* not among the 4 .*bpe:SIZE"):
         prepare(config(path, tmp_path, tokenizer="chars"))
     bpe = prepare(config(path, tmp_path, tokenizer="bpe:259")).tokenizer
     assert b"zz" not in bpe.tokens
@@ -274,7 +274,7 @@ def test_verify_finds_a_flipped_bit(play, tmp_path):
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match="train.bin has changed since it was written"):
+    with pytest.raises(UserError, match=r"train.bin has changed since it was written"):
         verify(open_prepared(prepared.folder))
 
 
@@ -297,14 +297,14 @@ def test_errors_of_the_disk_are_sentences(number, play, tmp_path, monkeypatch):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(prepare_module.os, "fsync", fail)
-    with pytest.raises(UserError, match="data.home or MIN_LLM_HOME"):
+    with pytest.raises(UserError, match=r"data.home or MIN_LLM_HOME"):
         prepare(config(play, tmp_path))
     assert list((tmp_path / "home" / "data").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(play, tmp_path):
     (tmp_path / "home").write_text("a file is in the way")
-    with pytest.raises(UserError, match="Prepared data cannot be written to .*Choose another folder"):
+    with pytest.raises(UserError, match=r"Prepared data cannot be written to .*Choose another folder"):
         prepare(config(play, tmp_path))
 
 

@@ -123,7 +123,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"a.md ends in '.md'; readable are .txt, .jsonl, .parquet"):
         resolve(str(tmp_path / "a.md"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no .txt, .jsonl, .parquet files"):
+    with pytest.raises(UserError, match=r"holds no .txt, .jsonl, .parquet files"):
         resolve(str(tmp_path / "empty"))
 
 
@@ -157,10 +157,10 @@ def test_tinyshakespeare_is_the_file_of_nanogpt(shared_data, monkeypatch):
 def test_tinyshakespeare_is_checked_and_never_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("MIN_LLM_DATA", str(tmp_path))
     monkeypatch.setattr(sources, "local_places", lambda entry: [tmp_path / entry["members"][0]])
-    with pytest.raises(UserError, match="never downloaded.*MIN_LLM_DATA"):
+    with pytest.raises(UserError, match=r"never downloaded.*MIN_LLM_DATA"):
         list(documents("tinyshakespeare"))
     (tmp_path / "tinyshakespeare.txt").write_text("First Citizen:\n")
-    with pytest.raises(UserError, match="has sha256 .*another text"):
+    with pytest.raises(UserError, match=r"has sha256 .*another text"):
         list(documents("tinyshakespeare"))
 
 
