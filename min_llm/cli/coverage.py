@@ -14,7 +14,9 @@ import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from min_llm.config import UserError
 
@@ -171,3 +173,18 @@ def result_ids(root: str | Path = ROOT) -> set[str]:
     root = Path(root)
     files = [*(root / "bench" / "results").glob("*.json"), *root.glob("apps/*/results.json")]
     return {row["id"] for file in files for row in json.loads(file.read_text(encoding="utf-8"))}
+
+
+def coverage(
+    checked: Annotated[
+        bool, typer.Option("--check", help="check the claims instead of showing them")
+    ] = False,
+) -> None:
+    """The techniques of the Llama 3 paper and the neighbouring systems: which are here, where, proved by what."""
+    if not checked:
+        print(render())
+        return
+    problems = check(COVERAGE, collected_tests(), result_ids())
+    print("\n".join(problems) or f"all claims of {COVERAGE.relative_to(ROOT)} are proved")
+    if problems:
+        raise typer.Exit(1)

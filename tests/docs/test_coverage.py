@@ -110,6 +110,16 @@ def test_collected_tests_reads_the_source(tmp_path):
     }
 
 
+def test_the_command_shows_the_list_and_fails_on_a_claim_without_proof(monkeypatch, tmp_path, capsys):
+    coverage.coverage(False)
+    assert "L3-2.4b" in capsys.readouterr().out
+    check_rows(tmp_path, GOOD | {"module": "min_llm.no_such_room"})
+    monkeypatch.setattr(coverage, "COVERAGE", tmp_path / "coverage.toml")
+    with pytest.raises(coverage.typer.Exit):
+        coverage.coverage(True)
+    assert "L3-2.4: its module min_llm.no_such_room does not import" in capsys.readouterr().out
+
+
 def test_a_missing_file_is_a_sentence(tmp_path):
     with pytest.raises(coverage.UserError, match="part of a checkout"):
         coverage.render(tmp_path / "coverage.toml")
