@@ -68,11 +68,10 @@ def render(path: str | Path = COVERAGE) -> str:
         width = max(len(row["id"]) for row in inside)
         for row in inside:
             lines.append(f"  {row['id']:{width}}  {row['status']:14}  {row['title']}")
-            for name in ("module", "test", "effect", "note"):
-                found = row.get(name)
-                text = found if name == "note" else ", ".join(listed(found))
-                if text:
-                    lines.append(f"  {'':{width}}  {'':14}  {name}: {text}")
+            blank = f"  {'':{width}}  {'':14}  "
+            for name in ("module", "test", "effect"):
+                lines += [f"{blank}{name}: {text}" for text in listed(row.get(name))]
+            lines += [f"{blank}{row['note']}"] if row.get("note") else []
         lines.append("")
     return "\n".join([*lines, f"all: {summary(rows)}"])
 
