@@ -121,6 +121,6 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
             for prompt, ids in zip(s.prompts, out, strict=True):
                 text = prompt + tokenizer.decode(ids)
                 file.write("```text\n" + text.replace("```", "'''") + "\n```\n\n")
-        reporter().info(f"step {step}  sample: {text[:160]!r}")
+        reporter().sample(step, text)
 
     return Hook("sample", s.every, call)
