@@ -160,20 +160,24 @@ def validation_batches(
         raise UserError(f"{tokens.name} holds {len(tokens)} tokens: there is nothing to predict.")
     n_windows = 1 + max(0, -(-(tokens.n_targets - seq_len) // stride))
     for first in range(0, n_windows, rows):
-        last = min(first + rows, n_windows)
-        windows = [_validation_row(tokens, w * stride, seq_len, stride) for w in range(first, last)]
-        empty = _combine(lambda fields: np.zeros_like(fields[0]), windows[:1])
-        yield _combine(np.concatenate, windows + [empty] * (rows - len(windows)))
+        begin = np.arange(first, min(first + rows, n_windows)) * stride
+        whole = begin[begin + seq_len <= tokens.n_targets]  # only the very last window can be short
+        pieces = [cut(tokens, whole, seq_len)] if len(whole) else []
+        if len(whole) < len(begin):
+            pieces.append(_padded(cut(tokens, begin[-1:], tokens.n_targets - int(begin[-1])), seq_len))
+        empty = _combine(lambda fields: np.zeros_like(fields[0][:1]), pieces[:1])
+        pieces += [empty] * (rows - len(begin))
+        made = _combine(np.concatenate, pieces)
+        assert made.weights is not None
+        overlaps = np.arange(first, first + rows)[:, None] > 0
+        made.weights[overlaps & (np.arange(seq_len) < seq_len - stride)] = 0  # scored by the window before
+        yield made
 
 
-def _validation_row(tokens: TokenFile, begin: int, seq_len: int, stride: int) -> Batch:
-    """The window from `begin`, padded to seq_len; what earlier windows have scored has weight 0."""
-    length = min(seq_len, tokens.n_targets - begin)
-    row = cut(tokens, np.array([begin]), length)
-    if begin:
-        assert row.weights is not None
-        row.weights[:, : seq_len - stride] = 0
-    return _combine(lambda fields: np.pad(fields[0], ((0, 0), (0, seq_len - length))), [row])
+def _padded(row: Batch, seq_len: int) -> Batch:
+    """Zeros at the end of every field, up to seq_len."""
+    room = seq_len - row.tokens.shape[1]
+    return _combine(lambda fields: np.pad(fields[0], ((0, 0), (0, room))), [row])
 
 
 class Prefetcher(Generic[Item]):
