@@ -2,8 +2,8 @@
 
 Our Llama: embed [V,D]; layers: attn_norm [L,D], wq [L,D,H,K], wk and wv [L,D,G,K], wo [L,H,K,D], mlp_norm
 [L,D], w_gate and w_up [L,D,F], w_down [L,F,D]; final_norm [D]; head [D,V], absent when tied. RoPE is
-half-split on both sides, so nothing is permuted. `llama_tensors` and `gpt2_tensors` give views of a module's own tensors
-(weights or gradients) in our layout: one table serves loading, reading gradients and naming leaves.
+half-split on both sides, so nothing is permuted. `llama_tensors` and `gpt2_tensors` give views of a module's
+own tensors (weights or gradients) in our layout: one table serves loading, reading gradients and naming leaves.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -7,7 +7,7 @@ A message is one line of JSON and, after it, as many bytes of .npz as the line a
     {"ok": false, "error": "ValueError: ...", "traceback": "..."}\\n
 
 Values are trees of dicts with text keys, lists, numbers, texts, None and NumPy arrays. The child's own
-prints, C libraries' included, go to its standard error, which the parent keeps in a file and quotes in errors.
+prints, C libraries' included, go to its standard error, kept in a file by the parent and quoted in errors.
 """
 
 import atexit

@@ -43,6 +43,33 @@ def adamw_trace(**request: Any) -> dict[str, Any]:
     return trace(**request)
 
 
+def imports(family: str) -> dict[str, Any]:
+    """Import what training this family needs; the peak memory then, in bytes."""
+    import torch  # noqa: F401
+
+    if family == "llama":
+        import transformers.models.llama.modeling_llama  # noqa: F401
+    import peers.training  # noqa: F401
+    from peers.memory import peak
+
+    return {"peak": peak()}
+
+
+def start(**request: Any) -> dict[str, Any]:
+    """Build a model for timed steps and make the first: peers.training.start."""
+    from peers.training import start as begin
+
+    return begin(**request)
+
+
+def steps(n: int) -> dict[str, Any]:
+    """n timed training steps and the peak memory in bytes: peers.training.steps."""
+    from peers.memory import peak
+    from peers.training import steps as run
+
+    return {**run(n), "peak": peak()}
+
+
 def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
     """checkout, text, seed: peers.nanogpt.train_and_score on `threads` threads."""
     import torch
@@ -54,4 +81,4 @@ def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (versions, llama, gpt2, adamw_trace, nanogpt)})
+    serve({f.__name__: f for f in (versions, llama, gpt2, adamw_trace, imports, start, steps, nanogpt)})

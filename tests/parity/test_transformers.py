@@ -13,6 +13,9 @@ from min_llm.models import gpt2, llama
 from min_llm.nn.batch import Batch
 from min_llm.nn.rope import RopeScaling
 from min_llm.nn.runtime import Runtime
+from min_llm.train.config import OptimConfig
+from min_llm.train.optim import optimizer
+from min_llm.train.step import init_state, jit_step, language_model_loss, make_step
 
 pytestmark = pytest.mark.peers
 
@@ -174,3 +177,42 @@ def test_logits_loss_and_gradients_equal_transformers(peer, name, packed):
         assert_close(ours[leaf], theirs["gradients"][leaf], leaf)
     for leaf, gradient in ours["layers"].items():
         assert_close(gradient, theirs["gradients"]["layers"][leaf], leaf)
+
+
+@pytest.mark.parametrize("name", ["llama gqa", "llama tied", "gpt2 biases", "gpt2 no biases"])
+def test_ten_adamw_steps_equal_torch(peer, name):
+    """llm.c's protocol: ten steps on one batch; here with clipping at work and decay on matrices only."""
+    cfg = CONFIGS[name]
+    params, batch = random_params(cfg), plain_batch(cfg)
+    optim = OptimConfig(lr=3e-3, schedule="constant", warmup=0, weight_decay=0.1, clip=0.5)
+    theirs = peer.call(
+        "adamw_trace",
+        family=cfg.family,
+        config=config_of(cfg),
+        params=tree_of(params),
+        batch=batch_of(batch),
+        learning_rate=optim.lr,
+        betas=[optim.beta1, optim.beta2],
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip=optim.clip,
+    )
+    tx = optimizer(optim, models.spec(cfg), steps=10)
+    step = jit_step(make_step(language_model_loss(cfg, Runtime()), tx))
+    state, losses, norms = init_state(jax.tree.map(jnp.asarray, params), tx), [], []
+    for _ in range(10):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
+    assert min(norms) > optim.clip, "this case is to test clipping"
+    assert losses[-1] < losses[0] - 0.1, "this case is to train"
+    np.testing.assert_allclose(losses, theirs["losses"], rtol=2e-5)
+    np.testing.assert_allclose(norms, theirs["grad_norms"], rtol=2e-4)
+    # Adam divides tiny gradients by their own size, so round-off decides the sign of a few updates of size lr.
+    # A key's bias adds the same to all scores of a query: its gradient is nothing but round-off.
+    ours = tree_of(state.params)
+    for leaf, value in ours["layers"].items():
+        if leaf == "bk":
+            continue
+        apart = np.abs(value - theirs["params"]["layers"][leaf])
+        assert apart.mean() <= 0.01 * optim.lr and apart.max() <= 10 * optim.lr, leaf
