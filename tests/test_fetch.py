@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -180,10 +181,19 @@ def test_truncated_archive_is_a_sentence(cache, monkeypatch, name):
         toy()
 
 
-def test_concurrent_fetches_agree(downloads):
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        paths = set(pool.map(lambda _: toy(), range(16)))
+def test_concurrent_fetches_agree(cache, monkeypatch):
+    """All four download at the same time; the first to finish puts its copy into place, the others use it."""
+    together = threading.Barrier(4, timeout=30)
+
+    def download(_name, _version, into):
+        together.wait()
+        return write_zip(into / "toy.whl", FILES)
+
+    monkeypatch.setitem(fetch.DOWNLOADERS, "pypi", download)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: toy(), range(4)))
     assert len(paths) == 1 and paths.pop().read_bytes() == b"alpha"
+    assert not list(cache.rglob("part-*"))
 
 
 def test_killed_download_leaves_no_file_and_is_swept(downloads, cache, monkeypatch):

@@ -1,6 +1,7 @@
 """Byte-level BPE: the fast encoder equals the plain one and Hugging Face's on the same merges; any bytes
 survive."""
 
+import os
 import time
 
 import pytest
@@ -96,7 +97,7 @@ def test_bytes_that_are_no_text_are_merged_too():
 
 
 @pytest.mark.parametrize(
-    "text", [" " * 300_000, "a" * 300_000, "\n " * 100_000, "é" * 50_000, " " * 60_000 + "x"]
+    "text", [" " * 1_000_000, "a" * 300_000, "\n " * 100_000, "é" * 50_000, " " * 60_000 + "x"]
 )
 def test_long_runs_are_encoded_in_time(trained, text):
     start = time.monotonic()
@@ -108,6 +109,14 @@ def test_long_runs_are_encoded_in_time(trained, text):
     )  # quadratic time would be minutes, and without cutting tiktoken panics
 
 
+def test_long_runs_are_cut_before_encoding(trained):
+    """At 25,000 characters, as Llama's own tokenizer does: the ids are those of the parts."""
+    parts = [" " * 25_000, " " * 25_000, " " * 10_000 + "word"]
+    assert trained.encode("".join(parts)) == [i for part in parts for i in trained.encode(part)]
+    (document,) = trained.encode_documents(["".join(parts)])
+    assert document.tolist() == trained.encode("".join(parts))
+
+
 def test_documents_keep_their_order_in_threads(trained, english):
     texts = [english[0][i : i + 997] for i in range(0, len(english[0]), 997)] * 8
     encoded = [array.tolist() for array in trained.encode_documents(iter(texts))]
@@ -116,17 +125,16 @@ def test_documents_keep_their_order_in_threads(trained, english):
 
 
 def test_documents_are_read_as_they_are_needed(trained):
-    taken = []
+    """A stream that is larger than memory: only some groups of documents are held at a time."""
 
-    def endless():
-        while True:
-            taken.append(len(taken))
-            yield "x" * 10_000
+    def stream():
+        for _ in range(4 * (os.cpu_count() or 1) + 1):
+            yield "x" * bpe.GROUP_CHARS
+        pytest.fail("more documents were read than are worked on at a time")
 
-    documents = trained.encode_documents(endless())
+    documents = trained.encode_documents(stream())
     assert next(documents).size > 0
     documents.close()
-    assert len(taken) <= 4 * 64 * 21
 
 
 def test_leftmost_of_equal_pairs_is_merged_first():
