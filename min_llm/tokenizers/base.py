@@ -162,18 +162,21 @@ def write_definition(path: str | Path, definition: Mapping[str, Any]) -> Path:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     text = json.dumps({"format": FORMAT, "version": VERSION, **definition}, ensure_ascii=False, indent=0)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=".", delete=False
-    ) as file:
-        try:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".", delete=False
+        ) as file:
+            try:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise TokenizerError(f"The tokenizer cannot be written to {path}: {error.strerror}.") from error
     return path
 
 
@@ -181,6 +184,8 @@ def read_definition(path: Path) -> dict[str, Any]:
     """A definition in our format. Raises TokenizerError when the file is another or a newer one."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise TokenizerError(f"{path} is not a tokenizer file: it is not JSON ({error}).") from error
     if not isinstance(given, dict) or given.get("format") != FORMAT:

@@ -122,9 +122,11 @@ def test_failed_save_keeps_the_old_file(tokenizer, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TokenizerError, match=f"cannot be written to {path}: No space left"):
         tokenizer.save(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(TokenizerError, match="No such file or directory"):
+        tokenizer.save(tmp_path / "absent" / "tokenizer.json")
 
 
 def test_damaged_files_are_sentences(tokenizer, tmp_path):
