@@ -96,7 +96,12 @@ def start(
         "parameters": step.parameter_count(cfg),
         "flops_per_token": flops.training,
         "formula": flops.formula,
-        "runtime": {"dtype": facts.dtype, "attention": facts.attention, "scan": facts.scan, "remat": facts.remat},
+        "runtime": {
+            "dtype": facts.dtype,
+            "attention": facts.attention,
+            "scan": facts.scan,
+            "remat": facts.remat,
+        },
     }
 
 

@@ -43,16 +43,26 @@ def adamw_trace(**request: Any) -> dict[str, Any]:
     return trace(**request)
 
 
-def imports(family: str) -> dict[str, Any]:
-    """Import what training this family needs; the peak memory then, in bytes."""
-    import torch  # noqa: F401
+def imports(family: str, compiled: bool) -> dict[str, Any]:
+    """Import what training this family needs, torch.compile's modules if asked; the peak memory then, in bytes."""
+    import torch
 
     if family == "llama":
         import transformers.models.llama.modeling_llama  # noqa: F401
+    if compiled:
+        import torch._dynamo
+        import torch._inductor.compile_fx  # noqa: F401
     import peers.training  # noqa: F401
     from peers.memory import peak
 
     return {"peak": peak()}
+
+
+def measured(threads: int) -> dict[str, float]:
+    """The machine's peaks as torch reaches them: peers.training.peaks."""
+    from peers.training import peaks
+
+    return peaks(threads)
 
 
 def start(**request: Any) -> dict[str, Any]:
@@ -81,4 +91,9 @@ def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (versions, llama, gpt2, adamw_trace, imports, start, steps, nanogpt)})
+    serve(
+        {
+            f.__name__: f
+            for f in (versions, llama, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
+        }
+    )

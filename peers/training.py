@@ -36,7 +36,7 @@ class WithLoss(nn.Module):
 
 
 def _model(family: str, config: dict[str, Any]) -> nn.Module:
-    if family == "gpt":
+    if family == "gpt2":
         from peers.gpt import gpt
 
         return gpt(config)
@@ -96,6 +96,7 @@ def build(
     optimizer: dict[str, Any],
     threads: int,
     seed: int,
+    micro_batches: int = 1,
 ) -> Callable[[], Tensor]:
     """One training step as a function that returns the loss.
 
@@ -122,9 +123,12 @@ def build(
 
     def step() -> Tensor:
         tokens, targets = next_batch()
-        with context():
-            loss = run(tokens, targets)
-        loss.backward()
+        total = torch.zeros(())
+        for x, y in zip(tokens.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
+            with context():
+                loss = run(x, y) / micro_batches
+            loss.backward()
+            total += loss.detach()
         if before is not None:
             before()
         nn.utils.clip_grad_norm_(parameters, optimizer["clip"])
@@ -132,9 +136,24 @@ def build(
         update.zero_grad(set_to_none=True)
         if after is not None:
             after()
-        return loss.detach()
+        return total
 
     return step
+
+
+def peaks(threads: int, n: int = 1024, repeats: int = 10) -> dict[str, float]:
+    """FLOP/s of a square matrix product, the fastest of some: flops_float32, flops_bfloat16."""
+    torch.set_num_threads(threads)
+    found = {}
+    for name in ("float32", "bfloat16"):
+        a = torch.full((n, n), 0.01, dtype=getattr(torch, name))
+        seconds = []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            a @ a
+            seconds.append(time.perf_counter() - began)
+        found[f"flops_{name}"] = 2 * n**3 / min(seconds)
+    return found
 
 
 _step: Callable[[], Tensor] | None = None
