@@ -97,3 +97,8 @@ def mfu(tokens_per_second: float, flops: Flops, peak: float, convention: Convent
     if peak <= 0:
         raise UserError(f"The peak is {peak} FLOP/s; MFU needs a positive one.")
     return tokens_per_second * flops.of(convention) / peak
+
+
+def training_seconds(tokens: float, flops: Flops, peak: float, mfu: float = 1.0) -> float:
+    """Seconds that training on `tokens` takes at that share of the peak; 1.0 is the floor."""
+    return tokens * flops.training / (peak * mfu)

@@ -46,8 +46,8 @@ class Hardware:
 NAMED = {
     hardware.name: hardware
     for hardware in (
-        # [L3] 989.4; [N] 3.35 TB/s, 80 GB HBM3
-        Hardware("h100-sxm", 989.4e12, 3.35e12, 80 * 10**9, kinds=("NVIDIA H100 80GB HBM3",)),
+        # SXM. [L3] 989.4; [N] 3.35 TB/s, 80 GB HBM3
+        Hardware("h100", 989.4e12, 3.35e12, 80 * 10**9, kinds=("NVIDIA H100 80GB HBM3",)),
         # [N] the same die as the H100; 4.8 TB/s, 141 GB HBM3e
         Hardware("h200", 989.4e12, 4.8e12, 141 * 10**9, kinds=("NVIDIA H200",)),
         # [N] 8 devices: 36 PFLOP/s bf16 with sparsity (HGX B200), 64 TB/s and 1,440 GB (DGX B200)

@@ -6,7 +6,7 @@ bytes of the compute dtype, the backward pass of a dense decoder keeps (counted 
     two norms        2 · (2·D·4 + D·c)        the input and the normalised input in float32, the output
     projections      (3·H·K + A·G·K) · c      rotated queries, attention output before and after its transpose;
                                               A = 2, keys and values, and more where each query block keeps a copy
-    probabilities    H·P · c                  P keys a query: S for "reference" (in float32), about S/2 for "xla",
+    probabilities    H·P · c                  P keys a query: about S/2 for "xla"; 2·S for "reference", in float32;
                                               none for "blockwise", which computes them again
     feed-forward     6·F·c for SwiGLU, 5·F·c for GELU
 
@@ -74,7 +74,7 @@ def training(
         # the cast of the stacked weights happens before the scan and is kept for the backward pass
         activations += n_layers * bytes_of(count(_layer(cfg), "matrix"), runtime.dtype)
     logits = chunk_logits(cfg.vocab_size, tokens, runtime.logits_per_chunk)
-    head = bytes_of(cfg.vocab_size * cfg.dim, "float32")  # type: ignore[attr-defined]
+    head = bytes_of(count(spec, "head"), "float32")  # a tied one adds to a gradient that XLA makes later
     backward = WORKSPACE[runtime.remat] * layer + parameters
     loss = logits * BYTES_PER_LOGIT + head
     # With micro-batches the gradient so far and that of this part are both there.
@@ -117,7 +117,7 @@ def _attention(seq_len: int, attention: str, window: int | None) -> tuple[float,
     if attention == "blockwise":
         return 2.0, 0.0
     if attention == "reference":
-        return 2.0, float(seq_len)
+        return 2.0, 2.0 * seq_len
     from min_llm.kernels.attention.xla import query_blocks
     from min_llm.kernels.mask import Mask
 

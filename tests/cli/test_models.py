@@ -1,0 +1,128 @@
+"""`min-llm info|arithmetic|plan`: presets, run folders and configuration files, as tables and as JSON."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from min_llm import platform
+from min_llm.cli.main import app
+from min_llm.cli.models import duration, quantity, size
+from min_llm.config import UserError
+
+
+@pytest.fixture(autouse=True)
+def peaks(monkeypatch):
+    peaks = {"flops_float32": 1e11, "flops_bfloat16": 1e12, "bytes": 1e10}
+    monkeypatch.setattr(platform, "measure", lambda: peaks)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def answer(*arguments):
+    return json.loads(run(*arguments, "--json"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model: {preset: mini-1m}\ndata: {tokenizer: 'bpe:1000'}\ntrain: {steps: 10, batch_size: 4, seq_len: 128}\n"
+    )
+    return path
+
+
+def test_info_of_a_preset():
+    facts = answer("info", "llama3-8b")
+    assert facts["parameters"] == 8_030_261_248 == sum(p["count"] for p in facts["components"])
+    assert sum(facts["roles"].values()) == facts["parameters"]
+    assert facts["bytes"]["bfloat16"]["kv_per_token"] == 131_072
+    assert facts["flops_per_token"]["formula"] == "6N + 12·L·H·K·S"
+    text = run("info", "llama3-8b")
+    for expected in ("8,030,261,248", "128 KiB", "6N + 12·L·H·K·S", "layers.0.w_gate"):
+        assert expected in text
+
+
+def test_a_preset_without_vocabulary_says_what_was_assumed():
+    facts = answer("info", "mini-1m")
+    assert facts["config"]["vocab_size"] == 32_000
+    assert "--vocab-size" in facts["note"]
+    assert "assumed" in run("info", "mini-1m")
+    given = answer("info", "mini-1m", "--vocab-size", 1000)
+    assert given["config"]["vocab_size"] == 1000
+    assert given["parameters"] < facts["parameters"]
+
+
+def test_info_reads_configuration_files_and_run_folders(config):
+    facts = answer("info", config)
+    assert facts["config"]["vocab_size"] == 1000  # bpe:1000 says so
+    assert answer("info", config.parent)["parameters"] == facts["parameters"]
+
+
+def test_arithmetic_on_named_hardware():
+    facts = answer("arithmetic", "llama3-8b", "--hardware", "h100", "--context", 4096)
+    assert facts["crossover_batch"] == pytest.approx(295, abs=0.5)
+    assert [row["batch"] for row in facts["decode"]] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert facts["decode"][0]["bound"] == "memory"
+    assert facts["capacity"]["blocks_per_sequence"] == 256
+    assert "295" in run("arithmetic", "llama3-8b")
+
+
+def test_arithmetic_says_when_the_weights_do_not_fit():
+    assert "do not fit" in run("arithmetic", "llama3-70b", "--hardware", "rtx-4090")
+
+
+def test_arithmetic_on_this_machine():
+    facts = answer("arithmetic", "gpt2", "--hardware", "measured", "--batch", 3, "--dtype", "float32")
+    assert facts["hardware"]["flops_float32"] == 1e11
+    assert [row["batch"] for row in facts["decode"]] == [3]
+    assert facts["context"] == 1024
+
+
+def test_plan_of_a_run(config):
+    facts = answer("plan", config, "train.steps=20", "runtime.dtype=bfloat16", "--mfu", 0.5)
+    assert facts["tokens"] == 20 * 4 * 128
+    assert facts["seconds_at_peak"] == pytest.approx(facts["flops"] / 1e12)
+    assert facts["seconds"] == pytest.approx(2 * facts["seconds_at_peak"])
+    parts = facts["bytes"]
+    assert parts["total"] == pytest.approx(
+        sum(parts[k] for k in ("parameters", "gradients", "optimizer", "activations", "workspace"))
+    )
+    text = run("plan", config)
+    assert "memory at the peak" in text
+    assert "fits" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("info", "lama3-8b"), "Did you mean 'llama3-8b'"),
+        (("info", "absent.yaml"), "There is no configuration file"),
+        (("arithmetic", "gpt2", "--hardware", "h1000"), "Did you mean 'h100'"),
+        (("arithmetic", "gpt2", "--dtype", "bf16"), "There is no dtype 'bf16'"),
+        (("arithmetic", "gpt2", "--batch", "-1"), "batch is -1"),
+        (("plan", "absent.yaml"), "There is no configuration file"),
+        (("plan", "model.preset=mini-1m", "--mfu", "2"), "--mfu is 2"),
+        (("plan", "model.preset=mini-1m", "train.seq_len=100000"), "longer than 'model.max_seq_len'"),
+        (("plan", "train.stepz=1"), "steps"),
+    ],
+)
+def test_bad_input_is_a_sentence(arguments, message):
+    with pytest.raises(UserError, match=message):
+        run(*arguments)
+
+
+def test_figures_are_readable():
+    assert quantity(9.894e14) == "989 T"
+    assert quantity(0) == "0 "
+    assert size(131_072) == "128 KiB"
+    assert size(80 * 2**40) == "80 TiB"
+    assert [duration(s) for s in (2e-6, 0.0123, 45, 600, 9000, 86400 * 30)] == [
+        "2 µs", "12.3 ms", "45 s", "10 min", "2.5 h", "30 days",
+    ]  # fmt: skip
