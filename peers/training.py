@@ -97,8 +97,8 @@ def build(
     threads: int,
     seed: int,
     micro_batches: int = 1,
-) -> Callable[[], Tensor]:
-    """One training step as a function that returns the loss.
+) -> tuple[Callable[[], Tensor], int]:
+    """One training step as a function that returns the loss, and the number of parameters.
 
     `compiled` is None or a mode of torch.compile; `batch` is {tokens [N], rows, length}; `optimizer` is
     {learning_rate, betas, eps, weight_decay, clip}.
@@ -109,11 +109,10 @@ def build(
     torch.manual_seed(seed)
     model = _model(family, config).train()
     parameters, before, after = list(model.parameters()), None, None
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if precision == "matmul" else "ieee"
     context: Callable[[], Any] = contextlib.nullcontext
     if precision == "autocast":
         context = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
-    elif precision == "matmul":
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     elif precision == "weights":
         parameters, before, after = _masters(model)
     update = _optimizer(parameters, optimizer)
@@ -138,7 +137,7 @@ def build(
             after()
         return total
 
-    return step
+    return step, sum(p.numel() for p in parameters)
 
 
 def peaks(threads: int, n: int = 1024, repeats: int = 10) -> dict[str, float]:
@@ -160,13 +159,18 @@ _step: Callable[[], Tensor] | None = None
 
 
 def start(**request: Any) -> dict[str, Any]:
-    """Build (see `build`) and make the first step, compilation included: its seconds and the loss."""
+    """Build (see `build`) and make the first step, compilation included: its seconds, the loss, the parameters."""
     global _step
     began = time.perf_counter()
-    _step = build(**request)
+    _step, parameters = build(**request)
     built = time.perf_counter()
     loss = _step().item()
-    return {"build_seconds": built - began, "first_step_seconds": time.perf_counter() - built, "loss": loss}
+    return {
+        "build_seconds": built - began,
+        "first_step_seconds": time.perf_counter() - built,
+        "loss": loss,
+        "parameters": parameters,
+    }
 
 
 def steps(n: int) -> dict[str, Any]:
