@@ -4,6 +4,7 @@ falls, and what the model wrote last. It is redrawn four times a second, so it f
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,11 @@ class RichReporter(Reporter):
 
     def _show(self, line: str, style: str) -> None:
         stamp, _, text = line.partition(" ")
-        self.console.print(Text.assemble((stamp, "dim"), " ", (text, style)))
+        table = Table.grid(padding=(0, 1))  # what does not fit goes on under the text, not under the time
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row(Text(stamp, "dim"), Text(text, style))
+        self.console.print(table)
 
     def sample(self, step: int, text: str) -> None:
         """The latest sample stands in the display; the one before moves up into the lines."""
@@ -57,7 +62,9 @@ class RichReporter(Reporter):
         task = LoggedProgress(self, total, title, done)
         self.display = Display(task)
         try:
-            with Resizable(self.display, console=self.console, refresh_per_second=4):
+            # Results printed meanwhile stay on standard output where that is a file or a pipe.
+            stdout = sys.stdout.isatty()
+            with Resizable(self.display, console=self.console, refresh_per_second=4, redirect_stdout=stdout):
                 yield task
                 self.display.over = True
         finally:
