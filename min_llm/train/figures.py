@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import math
 import struct
@@ -62,20 +63,26 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def quantity(value: float, unit: str) -> str:
+    """12.3 GFLOP/s."""
+    text = number(value)
+    return f"{text[:-1]} {text[-1]}{unit}" if text[-1] in "kMGT" else f"{text} {unit}"
+
+
 def percent(value: float) -> str:
     return f"{100 * value:.3g} %" if math.isfinite(value) else str(value)
 
 
-def smooth(points: Sequence[Point], share: float = 0.02) -> list[Point]:
-    """Exponential moving average over about `share` of the points, without the bias of its start; points that are
-    not finite are left out."""
+def smooth(points: Sequence[Point], share: float = 0.025) -> list[Point]:
+    """The mean of each point and `share` of all points on either side, fewer towards the ends so that none is
+    shifted; points that are not finite are left out."""
     finite = [(x, y) for x, y in points if math.isfinite(y)]
-    keep = 1 - 1 / max(share * len(finite), 1.0)
-    total = weight = 0.0
+    sums = [0.0, *itertools.accumulate(y for _, y in finite)]
+    n, reach = len(finite), max(2, round(share * len(finite)))
     averaged = []
-    for x, y in finite:
-        total, weight = keep * total + y, keep * weight + 1
-        averaged.append((x, total / weight))
+    for i, (x, _) in enumerate(finite):
+        r = min(reach, i, n - 1 - i)
+        averaged.append((x, (sums[i + r + 1] - sums[i - r]) / (2 * r + 1)))
     return averaged
 
 
@@ -142,11 +149,11 @@ def curve(
     finite = [(x, y) for s in series for x, y in s.points if math.isfinite(y) and (y > 0 or not log)]
     if not finite:
         return ""
-    xs, ys = [x for x, _ in finite], [y for _, y in finite]
+    xs, ys = [x for x, _ in finite] + [m.x for m in marks], [y for _, y in finite]
     x_axis = Axis(min(xs), max(max(xs), min(xs) + 1))
     y_axis = _value_axis(min(ys), max(ys), log, zero)
     lines = "".join(_line(s, x_axis, y_axis) for s in sorted(series, key=lambda s: not s.faint))
-    x_ticks, y_ticks = x_axis.ticks(5), y_axis.ticks(5 if tall else 3)
+    x_ticks, y_ticks = x_axis.ticks(5), y_axis.ticks(5 if tall else 4)
     grid = "".join(f"M0 {SPAN - y_axis.at(t):.1f}H{SPAN}" for t in y_ticks)
     x_labels = "".join(
         f'<span style="left:{x_axis.at(t) / SPAN:.2%}">{escape(number(t))}</span>' for t in x_ticks
@@ -170,7 +177,7 @@ def curve(
     }
     return (
         f'<figure class="chart{" tall" if tall else ""}" data-chart="{escape(json.dumps(data))}">'
-        f"<figcaption><b>{escape(title)}</b> <small>{escape(unit)}</small>"
+        f"<figcaption><span><b>{escape(title)}</b> <small>{escape(unit)}</small></span>"
         f"{legend if len(shown) > 1 else ''}</figcaption>"
         f'<div class="plot"><div class="y">{y_labels}</div><div class="area">'
         f'<svg viewBox="0 0 {SPAN} {SPAN}" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
@@ -208,7 +215,7 @@ def _vertical(marks: Sequence[Mark], x_axis: Axis) -> str:
     return "".join(
         f'<path class="event" style="stroke:var(--{m.colour})" d="M{x_axis.at(m.x):.1f} 0V{SPAN}"/>'
         for m in marks
-        if m.y is None and x_axis.lo <= m.x <= x_axis.hi
+        if m.y is None
     )
 
 
@@ -235,7 +242,7 @@ def heat_map(title: str, table: np.ndarray, steps: Sequence[int], columns: int =
     rows = f"<span>0</span><span>{layers - 1}</span>" if layers > 1 else "<span></span>"
     height = min(max(layers * 14, 28), 240)
     return (
-        f'<figure class="heat"><figcaption><b>{escape(title)}</b> <small>{escape(number(lo))} '
+        f'<figure class="heat"><figcaption><b>{escape(title)}</b><small>{escape(number(lo))} '
         f'<i class="scale"></i> {escape(number(hi))}{" (log)" if log else ""}</small></figcaption>'
         f'<div class="plot" style="height:{height}px"><div class="y">{rows}</div><div class="area">'
         f'<svg viewBox="0 0 {len(chosen)} {layers}" preserveAspectRatio="none" role="img" '
@@ -286,9 +293,8 @@ def bars(rows: Sequence[tuple[str, float, bool]], unit: str) -> str:
     """Horizontal bars from 0, the shortest first: (name, value, whether it is ours)."""
     longest = max(value for _, value, _ in rows)
     cells = "".join(
-        f'<span class="{"ours" if ours else ""}">{escape(name)}</span><div class="bar">'
-        f'<i class="{"ours" if ours else ""}" style="width:{value / longest:.1%}"></i></div>'
-        f'<b class="{"ours" if ours else ""}">{value:.3f}</b>'
+        f'<div class="row{" ours" if ours else ""}"><span>{escape(name)}</span><div class="bar">'
+        f'<i style="width:{value / longest:.1%}"></i></div><b>{value:.3f}</b></div>'
         for name, value, ours in sorted(rows, key=lambda row: row[1])
     )
     return f'<div class="bars" role="img" aria-label="{escape(unit)}">{cells}</div>'

@@ -110,9 +110,17 @@ def training_seconds(rows: list[Row]) -> float:
 
 
 def resumes(rows: list[Row]) -> list[float]:
-    """Steps before which another process took over: its clock starts again at 0."""
-    elapsed = column(rows, "train", "elapsed")
-    return [a for (a, before), (_, after) in itertools.pairwise(elapsed) if after < before]
+    """Steps after which another process took over: its clock starts again at 0, so that less time has passed than the
+    steps took."""
+    train = [row for row in rows if row["kind"] == "train"]
+    found = []
+    for before, after in itertools.pairwise(train):
+        perf = after.get("perf") or {}
+        took = _number(perf.get("step_seconds")) * (after["step"] - before["step"])
+        passed = _number(perf.get("elapsed")) - _number((before.get("perf") or {}).get("elapsed"))
+        if passed < took / 2:
+            found.append(float(before["step"]))
+    return found
 
 
 def samples(folder: Path) -> list[tuple[int, list[str]]]:

@@ -29,7 +29,15 @@ NORM_DECADES = 30  # a gradient norm that varies by more is drawn on a logarithm
 
 
 # What a damaged folder or a full disk can bring about; anything else is a mistake in the program and is shown.
-FAILURES = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, jinja2.TemplateError)
+FAILURES = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    jinja2.TemplateError,
+)
 
 
 class Card(NamedTuple):
@@ -39,6 +47,7 @@ class Card(NamedTuple):
     value: str
     unit: str = ""
     about: str = ""
+    wide: bool = False
 
 
 class Line(NamedTuple):
@@ -150,10 +159,10 @@ def cards(rows: list[Row], starts: list[dict[str, Any]]) -> list[Card]:
         step, best = min(val, key=lambda p: p[1])
         at = "" if step == val[-1][0] else f"; best {best:.4f} at step {step:,.0f}"
         about = f"perplexity {math.exp(min(val[-1][1], 700)):,.1f} a token{at}"
-        found.append(Card("validation loss", f"{val[-1][1]:.4f}", "nats a token", about))
+        found.append(Card("validation loss", f"{val[-1][1]:.4f}", "nats/token", about))
     if train := column(rows, "train", "loss"):
         about = f"mean of the steps up to {train[-1][0]:,.0f}"
-        found.append(Card("training loss", f"{train[-1][1]:.4f}", "nats a token", about))
+        found.append(Card("training loss", f"{train[-1][1]:.4f}", "nats/token", about))
     if (bits := bits_per_byte(rows)) is not None:
         found.append(Card("bits per byte", f"{bits:.4f}", "", "over the whole validation text"))
     if rates := [y for _, y in column(rows, "train", "tokens_per_second") if math.isfinite(y)]:
@@ -178,18 +187,16 @@ def mfu_card(rate: float, start: dict[str, Any]) -> Card | None:
         return None
     dtype = (start.get("runtime") or {}).get("dtype", "")
     about = (
-        f"({start.get('flops_formula')}) = {number(flops)}FLOP a token, of {number(peak)}FLOP/s measured"
+        f"({start.get('flops_formula')}) = {figures.quantity(flops, 'FLOP')} a token, of {figures.quantity(peak, 'FLOP/s')} measured"
         f"{f' in {dtype}' if dtype else ''}. "
     )
     known = datasheet(str(start.get("device", "")))
     listed = (known.flops_float32 if dtype == "float32" else known.flops_bfloat16) if known else 0.0
     if known and listed:
-        about += (
-            f"Of the {number(listed)}FLOP/s in the datasheet ({known.name}): {percent(rate * flops / listed)}"
-        )
+        about += f"Of the {figures.quantity(listed, 'FLOP/s')} in the datasheet ({known.name}): {percent(rate * flops / listed)}"
     else:
         about += "No datasheet peak is known for this device."
-    return Card("MFU", percent(rate * flops / peak), "", about)
+    return Card("MFU", percent(rate * flops / peak), "", about, wide=True)
 
 
 def bits_per_byte(rows: list[Row]) -> float | None:
@@ -239,7 +246,7 @@ def loss_figure(rows: list[Row]) -> str:
 
 
 def _resumed(rows: list[Row]) -> list[Mark]:
-    return [Mark(step, "resumed") for step in history.resumes(rows)]
+    return [Mark(step, "resumed after this step") for step in history.resumes(rows)]
 
 
 def small_figures(rows: list[Row]) -> list[str]:
@@ -296,7 +303,7 @@ def event_lines(rows: list[Row], torn: int) -> list[str]:
         f"Step {e['step']:,}: loss spike, {e['loss']:.3f} is {e['z']:.1f} deviations above the recent mean."
         for e in history.events(rows, "spike")
     ]
-    lines += [f"Resumed before step {step:,.0f}." for step in history.resumes(rows)]
+    lines += [f"Resumed after step {step:,.0f}." for step in history.resumes(rows)]
     lines += [
         f"Step {e['step']:,}: loss {e.get('loss')}, gradient norm {e.get('grad_norm')}; training stopped."
         for e in history.events(rows, "not finite")
@@ -354,7 +361,7 @@ def machine(starts: list[dict[str, Any]]) -> list[tuple[str, str]]:
         *(s.get("versions") or {}).items(),
         ("XLA_FLAGS", s.get("xla_flags") or "none"),
         *((f"runtime.{k}", v) for k, v in (s.get("runtime") or {}).items()),
-        ("measured peak", f"{number(float(s.get('peak_flops_measured') or 0))}FLOP/s"),
+        ("measured peak", figures.quantity(float(s.get("peak_flops_measured") or 0), "FLOP/s")),
         ("commit", s.get("commit") or "not from a checkout"),
     ]
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
