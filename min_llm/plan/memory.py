@@ -14,7 +14,7 @@ remat "none" keeps all of it; "selective" the products with weights, (2·D + H·
 device, "offload" D·c. On top, one layer's worth times `WORKSPACE` is alive at the peak of its backward pass. The loss
 holds `2 · 4` bytes for each logit of a chunk and the gradient of the head, while the layers' residuals wait. The
 larger of those two moments is the peak. tests/plan compares all this with XLA's own figure: within 10 % for most of
-55 configurations, within 18 % for all. Dropout masks are not counted, nor the float32 copies that XLA makes where a
+60 configurations, within 18 % for all. Dropout masks are not counted, nor the float32 copies that XLA makes where a
 processor has no bf16 products.
 """
 
