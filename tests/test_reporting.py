@@ -76,9 +76,9 @@ def test_a_training_shows_its_first_and_its_last_numbers(time_flies):
     with reporter.progress(30, "run") as task:
         for step in range(1, 31):
             time_flies[0] += 0.1
-            task.advance()
             if step % 10 == 0:
                 task.metrics(step, loss=5 - step / 10, tokens_per_second=12_345.6, mfu=0.413)
+            task.advance()
             if step == 20:
                 task.metrics(step, val_loss=4.2, reward=0.12345)
     first, last = lines(stream)
@@ -280,8 +280,8 @@ import time
 from min_llm.reporting import reporter
 with reporter().progress(1000, "run") as task:
     for step in range(1, 1001):
-        task.advance()
         task.metrics(step, loss=5 - step / 250)
+        task.advance()
         print("go", flush=True) if step == 20 else time.sleep(0.01)
 """
 

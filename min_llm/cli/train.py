@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +76,10 @@ def train(
 
 def run(cfg: RunConfig) -> tuple[bool, Path]:
     """Train `cfg` to its end or to a signal; (finished, run folder). The report is written either way."""
+    from min_llm.evals.baselines import baselines
+    from min_llm.platform import write_atomic
     from min_llm.reporting import reporter
+    from min_llm.train.loop import Hook
     from min_llm.train.loop import train as train_loop
     from min_llm.train.pretrain import pretraining
     from min_llm.train.report import write_report
@@ -83,13 +87,27 @@ def run(cfg: RunConfig) -> tuple[bool, Path]:
 
     cfg, task, data = pretraining(cfg)
     with open_run(cfg) as opened, reporter().log_to(opened.folder / "log.txt"):
-        data.tokenizer.save(opened.folder / "tokenizer.json")
+        folder = opened.folder
+        data.tokenizer.save(folder / "tokenizer.json")
+        write_atomic(
+            folder / "data.json", json.dumps({"lines": data.describe()}, indent=1, ensure_ascii=False)
+        )
         reporter().info(describe(cfg, task))
+
+        def report(_: int, __: Any) -> None:
+            write_report(folder, running=True)
+
+        hooks = [sampling_hook(folder, cfg, task, data), Hook("report", cfg.train.eval_every, report)]
+        if (final := task.final) is not None:
+            hooks.insert(0, Hook("final", 0, lambda _, params: final(params)))
         try:
-            outcome = train_loop(opened, task, [sampling_hook(opened.folder, cfg, task, data)])
+            outcome = train_loop(opened, task, hooks)
+            if outcome.finished and cfg.log.baselines:
+                reporter().info("Bits per byte of xz -9 and a 5-gram on the same text, to compare with")
+                write_atomic(folder / "baselines.json", json.dumps(baselines(data), indent=1))
         finally:
-            write_report(opened.folder)
-    return outcome.finished, opened.folder
+            write_report(folder, running=False)
+    return outcome.finished, folder
 
 
 def describe(cfg: RunConfig, task: Task) -> str:
@@ -114,7 +132,14 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
 
     def call(step: int, params: Any) -> None:
         out = generate(
-            params, cfg.model, task.runtime, prompts, s.max_tokens, Sampling(s.temperature), step, tokenizer.eos
+            params,
+            cfg.model,
+            task.runtime,
+            prompts,
+            s.max_tokens,
+            Sampling(s.temperature),
+            step,
+            tokenizer.eos,
         )
         with (folder / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"## Step {step}\n\n")

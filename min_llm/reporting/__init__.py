@@ -102,11 +102,10 @@ class Progress:
 
     def metrics(self, step: int, **values: float) -> None:
         """The latest numbers of a training: loss, val_loss, tokens_per_second, mfu or others."""
-        first = not self.values
+        if not self.values:  # the first numbers are worth a line of their own: with the next unit
+            self.lined = -math.inf
         self.values |= values
         self.unsaid = True
-        if first:
-            self.say()
 
     def finish(self) -> None:
         """The task is over, done or not. One that showed numbers shows the last ones."""

@@ -65,6 +65,7 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
+    baselines: bool = option(False, "after training, measure xz -9 and a 5-gram on the validation text, for the report")
     tensorboard: bool = option(True, "write TensorBoard event files to tensorboard/")
     wandb: bool = option(False, "log to Weights & Biases (extra: wandb)")
 

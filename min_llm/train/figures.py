@@ -78,7 +78,8 @@ def smooth(points: Sequence[Point], share: float = 0.025) -> list[Point]:
     shifted; points that are not finite are left out."""
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     sums = [0.0, *itertools.accumulate(y for _, y in finite)]
-    n, reach = len(finite), max(2, round(share * len(finite)))
+    n = len(finite)
+    reach = max(min(2, n // 10), round(share * n))
     averaged = []
     for i, (x, _) in enumerate(finite):
         r = min(reach, i, n - 1 - i)

@@ -30,6 +30,7 @@ class Task:
     loss_sum: LossSum
     batch: Callable[[int], Batch]  # the batch of a step, a pure function
     validate: Callable[[Any], dict[str, float]]  # parameters -> a row of metrics
+    final: Callable[[Any], dict[str, float]] | None = None  # once at the end, where validation scores only a part
 
 
 def pretraining(cfg: RunConfig) -> tuple[RunConfig, Task, Prepared]:
@@ -45,11 +46,17 @@ def pretraining(cfg: RunConfig) -> tuple[RunConfig, Task, Prepared]:
             data.train, seed=cfg.seed, step=step, rows=t.batch_size, seq_len=t.seq_len, order=t.order
         )
 
-    def validate(params: Any) -> dict[str, float]:
-        return score(evaluator, params, data, cfg.train.batch_size, cfg.train.seq_len, cfg.train.eval_tokens)
+    def validate(params: Any, tokens: int = cfg.train.eval_tokens) -> dict[str, float]:
+        return score(evaluator, params, data, cfg.train.batch_size, cfg.train.seq_len, tokens)
 
     task = Task(
-        cfg.model, models.spec(cfg.model), runtime, language_model_loss(cfg.model, runtime), batch, validate
+        cfg.model,
+        models.spec(cfg.model),
+        runtime,
+        language_model_loss(cfg.model, runtime),
+        batch,
+        validate,
+        (lambda params: validate(params, 0)) if cfg.train.eval_tokens else None,
     )
     return cfg, task, data
 

@@ -25,6 +25,7 @@ from min_llm.train.history import Row, column
 
 TEMPLATE = "report.html.jinja"
 LONGEST_SAMPLE = 4000  # characters
+VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"}  # control characters as their pictures
 NORM_DECADES = 30  # a gradient norm that varies by more is drawn on a logarithmic scale
 
 
@@ -121,7 +122,7 @@ def render(folder: Path, running: bool = False) -> str:
         figures=[Markup(f) for f in small_figures(rows) if f],
         probes=[(title, [Markup(f) for f in maps]) for title, maps in probe_figures(rows)],
         events=event_lines(rows, torn),
-        samples=[(step, [t[:LONGEST_SAMPLE] for t in texts]) for step, texts in samples],
+        samples=[(step, [t[:LONGEST_SAMPLE].translate(VISIBLE) for t in texts]) for step, texts in samples],
         config=config_lines(raw),
         machine=machine(starts),
         starts=starts,
@@ -164,7 +165,9 @@ def cards(rows: list[Row], starts: list[dict[str, Any]]) -> list[Card]:
         about = f"mean of the steps up to {train[-1][0]:,.0f}"
         found.append(Card("training loss", f"{train[-1][1]:.4f}", "nats/token", about))
     if (bits := bits_per_byte(rows)) is not None:
-        found.append(Card("bits per byte", f"{bits:.4f}", "", "over the whole validation text"))
+        final = column(rows, "final", "loss")
+        also = f", whose loss is {final[-1][1]:.4f} nats/token" if final else ""
+        found.append(Card("bits per byte", f"{bits:.4f}", "", f"over the whole validation text{also}"))
     if rates := [y for _, y in column(rows, "train", "tokens_per_second") if math.isfinite(y)]:
         found.append(Card("throughput", number(statistics.median(rates)), "tokens/s", "median of all rows"))
         if starts and (card := mfu_card(statistics.median(rates), starts[-1])):
