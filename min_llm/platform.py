@@ -168,7 +168,11 @@ def _copy_bytes(repeats: int) -> float:
     return 2 * 4 * n / _fastest(jax.jit(lambda x: x + 1), x, repeats)
 
 
+_alive: list[Any] = []  # jaxlib 0.12 may abort when a oneDNN program is freed the moment its result is ready
+
+
 def _fastest(f: Any, x: jax.Array, repeats: int) -> float:
+    _alive.append(f)
     f(x).block_until_ready()
     times = []
     for _ in range(repeats):

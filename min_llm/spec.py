@@ -85,11 +85,12 @@ def shapes(spec: Tree, dtype: Any = None) -> Tree:
     return map_spec(lambda p: jax.ShapeDtypeStruct(p.shape, dtype or jnp.float32), spec)
 
 
-def init(spec: Tree, key: jax.Array, dtype: Any = None) -> Tree:
+def init(spec: Tree, key: jax.Array, dtype: Any = None, shardings: Any = None) -> Tree:
     """Initialise every leaf, in one jitted call.
 
     The key of a leaf is folded from its name, so adding a parameter changes no other one's numbers; JAX's
-    partitionable random bits make them the same on every mesh. dtype: float32 by default.
+    partitionable random bits make them the same on every mesh. dtype: float32 by default. shardings: a tree like
+    the spec (`nn.axes.shardings`).
     """
     import jax
     import jax.numpy as jnp
@@ -105,6 +106,4 @@ def init(spec: Tree, key: jax.Array, dtype: Any = None) -> Tree:
 
         return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
 
-    from min_llm.nn import axes
-
-    return jax.jit(draw, out_shardings=axes.shardings(spec))(key)
+    return jax.jit(draw, out_shardings=shardings)(key)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from min_llm import spec as spec_lib
 from min_llm.config import UserError, build_fields, nearest
+from min_llm.nn import axes
 from min_llm.nn.batch import Batch
 from min_llm.nn.cache import NoCache
 from min_llm.nn.cross_entropy import cross_entropy
@@ -93,8 +94,13 @@ def spec(cfg: ModelConfig) -> Any:
 
 
 def init(cfg: ModelConfig, seed: int) -> Any:
-    """Fresh parameters, float32."""
-    return spec_lib.init(spec(cfg), jax.random.key(seed))
+    """Fresh parameters, float32, laid out over the mesh in use."""
+    return init_spec(spec(cfg), seed)
+
+
+def init_spec(tree: Any, seed: int) -> Any:
+    """`init` from a spec."""
+    return spec_lib.init(tree, jax.random.key(seed), shardings=axes.shardings(tree))
 
 
 def forward(
