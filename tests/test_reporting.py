@@ -317,7 +317,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was():
     process.wait(60)
     os.close(main)
     assert process.returncode != 0
-    assert "loss".encode() in shown
+    assert b"loss" in shown
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is visible again
 
 

@@ -17,14 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from min_llm import machine, platform
+from min_llm import machine, models, platform
 from min_llm import spec as spec_lib
 from min_llm.config import UserError, dump
 from min_llm.data.loader import Prefetcher
 from min_llm.plan.flops import Flops, flops_per_token, mfu
-from min_llm.reporting import Progress, reporter
+from min_llm.reporting import reporter
 from min_llm.train.checkpoints import describe
 from min_llm.train.environment import record_start
+from min_llm.train.history import read_rows
 from min_llm.train.metrics import Metrics, memory
 from min_llm.train.monitor import SpikeMonitor
 from min_llm.train.optim import optimizer
@@ -94,8 +95,7 @@ class Loop:
         latest = self.run.checkpoints.latest()
         if latest is None:
             self.run.truncate({})
-            params = spec_lib.init(self.task.spec, jax.random.key(self.cfg.seed))
-            return init_state(params, self.optimizer), 0
+            return init_state(models.init_spec(self.task.spec, self.cfg.seed), self.optimizer), 0
         shapes = jax.eval_shape(lambda p: init_state(p, self.optimizer), spec_lib.shapes(self.task.spec))
         meta = self.run.checkpoints.read_meta(latest)
         if meta.get("parameters") != describe(self.task.spec):
@@ -144,8 +144,9 @@ class Loop:
             stack.callback(self.metrics.close)
             batches = stack.enter_context(Prefetcher(self.batch, first))
             stop = stack.enter_context(stop_signals())
-            self.progress = stack.enter_context(reporter().progress(t.steps, self.run.folder.name))
-            self.progress.advance(first)
+            self.progress = stack.enter_context(reporter().progress(t.steps, self.run.folder.name, first))
+            for row in read_rows(self.run.folder)[0]:  # of the processes before this one
+                self.display(row)
             trace = Trace(t.profile, self.run.folder)
             stack.callback(trace.close)
             done = first
@@ -217,7 +218,6 @@ class Loop:
             rows = {name: np.asarray(value).tolist() for name, value in out["probe"].items()}
             self.metrics.write(done, "probe", rows)
         self.losses.append(loss)
-        note = ""
         if done % self.cfg.train.log_every == 0 or done == self.cfg.train.steps:
             values = {
                 "loss": sum(self.losses) / len(self.losses),
@@ -228,8 +228,17 @@ class Loop:
             perf = self.performance(len(self.losses))
             self.losses = []
             self.metrics.write(done, "train", values, perf)
-            note = f"loss {values['loss']:.3f}  {perf['tokens_per_second']:,.0f} tok/s  MFU {perf['mfu']:.0%}"
-        self.progress.advance(1, note)
+            self.display({"step": done, "kind": "train", **values, "perf": perf})
+        self.progress.advance()
+
+    def display(self, row: dict[str, Any]) -> None:
+        """A row of metrics in the progress display."""
+        if row["kind"] == "train":
+            perf = row.get("perf", {})
+            shown = {name: perf[name] for name in ("tokens_per_second", "mfu") if name in perf}
+            self.progress.metrics(row["step"], loss=row["loss"], **shown)
+        elif row["kind"] == "val" and "loss" in row:
+            self.progress.metrics(row["step"], val_loss=row["loss"])
 
     def performance(self, steps: int) -> dict[str, float]:
         """Throughput since the last row, without the time of boundaries."""
@@ -245,6 +254,7 @@ class Loop:
         }
 
     def show(self, done: int, kind: str, values: dict[str, Any]) -> None:
+        self.display({"step": done, "kind": kind, **values})
         numbers = [f"{k} {v:.4f}" for k, v in values.items() if isinstance(v, float)]
         if numbers:
             reporter().info(f"step {done}  {kind} {'  '.join(numbers)}")

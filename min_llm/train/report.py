@@ -189,14 +189,13 @@ def mfu_card(rate: float, start: dict[str, Any]) -> Card | None:
     if not flops or not peak:
         return None
     dtype = (start.get("runtime") or {}).get("dtype", "")
-    about = (
-        f"({start.get('flops_formula')}) = {figures.quantity(flops, 'FLOP')} a token, of {figures.quantity(peak, 'FLOP/s')} measured"
-        f"{f' in {dtype}' if dtype else ''}. "
-    )
+    about = f"({start.get('flops_formula')}) = {figures.quantity(flops, 'FLOP')} a token, of "
+    about += f"{figures.quantity(peak, 'FLOP/s')} measured{' in ' * bool(dtype)}{dtype}. "
     known = datasheet(str(start.get("device", "")))
     listed = (known.flops_float32 if dtype == "float32" else known.flops_bfloat16) if known else 0.0
     if known and listed:
-        about += f"Of the {figures.quantity(listed, 'FLOP/s')} in the datasheet ({known.name}): {percent(rate * flops / listed)}"
+        share = percent(rate * flops / listed)
+        about += f"Of the {figures.quantity(listed, 'FLOP/s')} in the datasheet ({known.name}): {share}."
     else:
         about += "No datasheet peak is known for this device."
     return Card("MFU", percent(rate * flops / peak), "", about, wide=True)
