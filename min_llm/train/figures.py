@@ -172,7 +172,7 @@ def curve(
         "series": [
             {"name": s.name, "colour": s.colour, "points": [[x, fmt(y)] for x, y in thin(s.points)]}
             for s in series
-            if not (s.faint and any(o.name == s.name for o in shown))
+            if s.faint or not any(o.faint and o.name == s.name for o in series)
         ],
         "marks": [[m.x, m.text] for m in marks],
     }

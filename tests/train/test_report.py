@@ -213,6 +213,14 @@ def test_a_finished_run_shows_its_final_numbers(tmp_path):
         assert expected in text, expected
 
 
+def test_the_pointer_reads_measured_numbers_not_smoothed_ones(tmp_path):
+    folder = finished(tmp_path / "run")
+    rows, _ = history.read_rows(folder)
+    (norm,) = charts(folder)["Gradient norm"]["series"]
+    expected = [[x, figures.number(y)] for x, y in history.column(rows, "train", "grad_norm")]
+    assert norm["points"] == expected
+
+
 def test_the_page_asks_for_nothing(tmp_path):
     text = render(resumed(tmp_path / "run"))
     assert all(value.startswith("data:") for value in Page(text).loads)
