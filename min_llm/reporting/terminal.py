@@ -20,6 +20,7 @@ from rich.text import Text
 from min_llm.reporting import SHOWN, Progress, Reporter, chart, clock
 
 WIDEST = 110  # columns; a wider terminal gains nothing
+SPARE = 2  # columns on the right, for the ^C that a terminal writes there
 CHART_ROWS = (3, 8)
 KEPT_POINTS = 2000
 SAMPLE_LINES = 3
@@ -122,7 +123,7 @@ class Display:
         self.lengths: list[int] = []  # of the lines drawn last, in columns
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        group = Group(*self.parts(console, min(options.max_width, WIDEST)))
+        group = Group(*self.parts(console, min(max(options.max_width - SPARE, 1), WIDEST)))
         lines = console.render_lines(group, options, pad=False)
         self.lengths = [Segment.get_line_length(line) for line in lines]
         for i, line in enumerate(lines):

@@ -67,10 +67,11 @@ def events(rows: Iterable[Row], event: str) -> list[Row]:
     return [row for row in rows if row["kind"] == "event" and row.get("event") == event]
 
 
-def state(rows: list[Row], steps: int, running: bool) -> tuple[State, str, int]:
-    """(state, a sentence, steps done). `steps`: the length of the run, 0 where it is unknown."""
+def state(rows: list[Row], steps: int, running: bool, saved: int | None = None) -> tuple[State, str, int]:
+    """(state, a sentence, steps done). steps: the length of the run, 0 where it is unknown; saved: the step of the
+    latest checkpoint."""
     train = [int(row["step"]) for row in rows if row["kind"] == "train"]
-    done = train[-1] if train else 0
+    done = max([*train[-1:], saved or 0])
     of = f" of {steps:,}" if steps else ""
     if (bad := events(rows, "not finite")) and int(bad[-1]["step"]) >= done:
         at, loss, norm = bad[-1]["step"], bad[-1].get("loss"), bad[-1].get("grad_norm")
@@ -79,9 +80,9 @@ def state(rows: list[Row], steps: int, running: bool) -> tuple[State, str, int]:
         return "finished", f"finished {steps:,} steps", done
     if running:
         return "running", f"running, step {done:,}{of}", done
-    if not train:
+    if not done:
         return "empty", "not a row of metrics yet", 0
-    return "stopped", f"stopped after step {done:,}{of}; the same command resumes it", done
+    return "stopped", f"stopped after step {done:,}{of}; its command goes on after step {saved or 0:,}", done
 
 
 def is_running(folder: Path) -> bool:
@@ -102,16 +103,14 @@ def is_running(folder: Path) -> bool:
 
 def training_seconds(rows: list[Row]) -> float:
     """Time in steps over all processes, without compilation, validation, samples and checkpoints."""
-    seconds, before = 0.0, 0.0
-    for step, each in column(rows, "train", "step_seconds"):
-        seconds += each * (step - before) if math.isfinite(each) else 0.0
-        before = step
-    return seconds
+    elapsed = dict(column(rows, "train", "elapsed"))
+    ends = [before for before, _ in resumes(rows)] + list(elapsed)[-1:]
+    return sum(elapsed[step] for step in ends if math.isfinite(elapsed.get(step, math.nan)))
 
 
-def resumes(rows: list[Row]) -> list[float]:
-    """Steps after which another process took over: its clock starts again at 0, so that less time has passed than the
-    steps took."""
+def resumes(rows: list[Row]) -> list[tuple[float, float]]:
+    """(step, step) of two rows between which another process took over: its clock starts again at 0, so that less
+    time has passed than the steps took."""
     train = [row for row in rows if row["kind"] == "train"]
     found = []
     for before, after in itertools.pairwise(train):
@@ -119,7 +118,7 @@ def resumes(rows: list[Row]) -> list[float]:
         took = _number(perf.get("step_seconds")) * (after["step"] - before["step"])
         passed = _number(perf.get("elapsed")) - _number((before.get("perf") or {}).get("elapsed"))
         if passed < took / 2:
-            found.append(float(before["step"]))
+            found.append((float(before["step"]), float(after["step"])))
     return found
 
 

@@ -19,6 +19,7 @@ from min_llm.plan.hardware import datasheet
 from min_llm.platform import write_atomic
 from min_llm.reporting import clock, reporter
 from min_llm.train import figures, history
+from min_llm.train.checkpoints import Checkpoints
 from min_llm.train.config import RunConfig
 from min_llm.train.figures import Mark, Series, number, percent
 from min_llm.train.history import Row, column
@@ -101,7 +102,8 @@ def render(folder: Path, running: bool = False) -> str:
     rows, torn = history.read_rows(folder)
     starts = history.starts(folder)
     steps = _integer(config_lib.flatten(raw).get("train.steps"))
-    state, sentence, done = history.state(rows, steps, running)
+    saved = Checkpoints(folder / "checkpoints").latest()
+    state, sentence, done = history.state(rows, steps, running, saved)
     baselines = history.read_json(folder / "baselines.json")
     samples = history.samples(folder)
     environment = jinja2.Environment(
@@ -248,7 +250,7 @@ def loss_figure(rows: list[Row]) -> str:
 
 
 def _resumed(rows: list[Row]) -> list[Mark]:
-    return [Mark(step, "resumed after this step") for step in history.resumes(rows)]
+    return [Mark(step, "resumed after this row") for step, _ in history.resumes(rows)]
 
 
 def small_figures(rows: list[Row]) -> list[str]:
@@ -305,7 +307,7 @@ def event_lines(rows: list[Row], torn: int) -> list[str]:
         f"Step {e['step']:,}: loss spike, {e['loss']:.3f} is {e['z']:.1f} deviations above the recent mean."
         for e in history.events(rows, "spike")
     ]
-    lines += [f"Resumed after step {step:,.0f}." for step in history.resumes(rows)]
+    lines += [f"Resumed between steps {a:,.0f} and {b:,.0f}." for a, b in history.resumes(rows)]
     lines += [
         f"Step {e['step']:,}: loss {e.get('loss')}, gradient norm {e.get('grad_norm')}; training stopped."
         for e in history.events(rows, "not finite")

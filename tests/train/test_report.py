@@ -280,7 +280,7 @@ def test_a_run_that_never_stopped_has_no_seams(tmp_path):
 
 def test_a_kill_soon_after_the_start_is_a_seam_too(tmp_path):
     rows = [*training_rows(0, 10), *training_rows(10, 300)]
-    assert history.resumes(rows) == [10.0]
+    assert history.resumes(rows) == [(10.0, 20.0)]
 
 
 def test_rows_beyond_the_checkpoint_are_replaced_by_those_of_the_resumed_process(tmp_path):
@@ -309,9 +309,11 @@ def test_a_run_that_failed_says_where(tmp_path):
 
 def test_states(tmp_path):
     half = list(training_rows(0, 300))
-    state = lambda rows, running=False: history.state(rows, 600, running)[:2]
+    state = lambda rows, running=False, saved=None: history.state(rows, 600, running, saved)[:2]
     assert state(half, True) == ("running", "running, step 300 of 600")
-    assert state(half) == ("stopped", "stopped after step 300 of 600; the same command resumes it")
+    assert state(half) == ("stopped", "stopped after step 300 of 600; its command goes on after step 0")
+    assert state(half, saved=200)[1] == "stopped after step 300 of 600; its command goes on after step 200"
+    assert state(half, saved=303)[1] == "stopped after step 303 of 600; its command goes on after step 303"
     assert state([], False)[0] == "empty" and state([], True)[0] == "running"
     assert state(list(training_rows(0, 600)), True)[0] == "finished"
     bad = {"step": 250, "kind": "event", "event": "not finite", "loss": "nan", "grad_norm": "1.0"}
