@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,18 +19,20 @@ from min_llm.nn.runtime import Remat, Runtime
 Layer = TypeVar("Layer")
 Carry = tuple[Any, Any]  # the residual stream and the cache
 Body = Callable[[Any, Any, Any, Any], Carry]
+Probed = Callable[[Any, Any, Any, Any], tuple[Carry, probe.Stats]]
 
 
 def run_layers(
     body: Body, stacks: tuple[Any, ...], x: Float[Array, "b s d"], cache: Any, runtime: Runtime
 ) -> tuple[Float[Array, "b s d"], Any]:
     """x and cache after `body(index, weights, x, cache)` of every layer; index counts through all stacks."""
-    body = rematerialised(body, runtime.remat)
+    # probes are collected inside what is rematerialised, so that they leave it as outputs
+    layer = rematerialised(functools.partial(_probed, body), runtime.remat)
     first = 0
     for stack in stacks:
         n = jax.tree.leaves(stack)[0].shape[0]
         run = _scan if runtime.scan else _unroll
-        x, cache, stats = run(body, stack, x, cache, first, n)
+        x, cache, stats = run(layer, stack, x, cache, first, n)
         outer = probe._collected.get()
         if outer is not None:  # one row a layer
             for key, rows in stats.items():
@@ -44,19 +47,19 @@ def _probed(body: Body, index: Any, weights: Any, x: Array, cache: Any) -> tuple
     return carry, stats
 
 
-def _scan(body: Body, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
+def _scan(layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
     def step(carry: Carry, xs: tuple) -> tuple[Carry, probe.Stats]:
         index, weights = xs
-        return _probed(body, index, weights, *carry)
+        return layer(index, weights, *carry)
 
     (x, cache), stats = jax.lax.scan(step, (x, cache), (jnp.arange(first, first + n), stack))
     return x, cache, stats
 
 
-def _unroll(body: Body, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
+def _unroll(layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
     rows = []
     for i, weights in enumerate(unstack(stack, n)):
-        (x, cache), stats = _probed(body, first + i, weights, x, cache)
+        (x, cache), stats = layer(first + i, weights, x, cache)
         rows.append(stats)
     return x, cache, jax.tree.map(lambda *leaf: jnp.stack(leaf), *rows)
 
@@ -77,7 +80,7 @@ def _split(x: Array, n: int) -> tuple[Array, ...]:
     return split(x)
 
 
-def rematerialised(body: Body, remat: Remat) -> Body:
+def rematerialised(body: Probed, remat: Remat) -> Probed:
     """The body with `jax.checkpoint`: "selective" keeps matrix products and recomputes the rest, "full" keeps
     nothing but the residual stream, "offload" is selective with the kept products in host memory."""
     policies = jax.checkpoint_policies
