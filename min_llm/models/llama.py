@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from min_llm.config import UserError
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
+from min_llm.nn.activations import swiglu
 from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
 from min_llm.nn.layers import run_layers
@@ -154,7 +155,7 @@ def attention(
 
 def mlp(w: Layer, cfg: Config, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     n = rms_norm(x, w.mlp_norm, cfg.norm_eps)
-    hidden = jax.nn.silu(dot("bsd,df->bsf", n, w.w_gate)) * dot("bsd,df->bsf", n, w.w_up)
+    hidden = swiglu(dot("bsd,df->bsf", n, w.w_gate), dot("bsd,df->bsf", n, w.w_up))
     return dot("bsf,fd->bsd", hidden, w.w_down, axes.out("batch", "seq", "features"))
 
 

@@ -7,6 +7,8 @@ product here and no model file changes.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -16,9 +18,24 @@ from min_llm.nn import axes
 
 
 def dot(eq: str, x: Array, w: Array, out_sharding: P | None = None) -> Array:
-    """`einsum(eq, x, w)` in x's dtype. eq as in "bsd,dhk->bshk"; out_sharding where a contracted dimension is
-    sharded (`axes.out`)."""
-    return jnp.einsum(eq, x, w.astype(x.dtype), out_sharding=out_sharding)
+    """`einsum(eq, x, w)` in x's dtype, for equations like "bsd,dhk->bshk": x ends with the contracted dimensions,
+    w begins with them, the result is what is left. out_sharding where a contracted dimension is sharded
+    (`axes.out`).
+
+    On one device it runs as one matrix product: XLA's CPU backend copies the activations, transposed, for the
+    gradient of a product with several free dimensions, and reads them in place for the gradient of a matrix.
+    """
+    w = w.astype(x.dtype)
+    if axes.mesh_axes():
+        return jnp.einsum(eq, x, w, out_sharding=out_sharding)
+    inputs, out = eq.split("->")
+    left, right = inputs.split(",")
+    contracted = sum(name in left for name in right)
+    if right[:contracted] != left[-contracted:] or left[:-contracted] + right[contracted:] != out:
+        raise ValueError(f"dot takes equations like 'bsd,dhk->bshk', not {eq!r}")
+    size = math.prod(w.shape[:contracted])
+    product = x.reshape(-1, size) @ w.reshape(size, -1)
+    return product.reshape(*x.shape[:-contracted], *w.shape[contracted:])
 
 
 def embed(tokens: Int[Array, "b s"], table: Float[Array, "v d"], dtype: jnp.dtype) -> Float[Array, "b s d"]:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "... d"]:
-    """x / sqrt(mean(x²) + eps) · scale."""
+    """x / sqrt(mean(x²) + eps) · scale. Keeps x and one number a row for the backward pass."""
+    return _rms_forward(x, scale, eps)[0]
+
+
+def _rms_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple]:
     x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
+    inverse = jax.lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + eps)
+    return (x32 * inverse * scale).astype(x.dtype), (x, scale, inverse)
+
+
+def _rms_backward(eps: float, saved: tuple, dy: Array) -> tuple[Array, Array]:
+    """With n = x · inverse:  dx = inverse · (dy·scale − n · mean(dy·scale·n)),  dscale = Σ dy · n."""
+    x, scale, inverse = saved
+    dy, n = dy.astype(jnp.float32), x.astype(jnp.float32) * inverse
+    d_n = dy * scale
+    dx = inverse * (d_n - n * (d_n * n).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), (dy * n).sum(range(dy.ndim - 1)).astype(scale.dtype)
+
+
+rms_norm.defvjp(_rms_forward, _rms_backward)
 
 
 def layer_norm(

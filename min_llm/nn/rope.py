@@ -39,15 +39,21 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
 
 def angles(
     positions: Int[Array, "b s"], head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[Float[Array, "b s 1 half"], Float[Array, "b s 1 half"]]:
-    """cos and sin of every position and pair, float32, with an axis to broadcast over heads."""
+) -> tuple[Float[Array, "b s 1 2 half"], Float[Array, "b s 1 2 half"]]:
+    """cos and signed sin of every position and pair, float32, shaped to multiply heads whose last axis is split into
+    its two halves: the first half of a pair is turned with −sin, the second with +sin."""
     angle = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies(head_dim, theta, scaling), jnp.float32)
-    return jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.stack([cos, cos], axis=-2)[:, :, None], jnp.stack([-sin, sin], axis=-2)[:, :, None]
 
 
 def rotate(
-    x: Float[Array, "b s h k"], cos: Float[Array, "b s 1 half"], sin: Float[Array, "b s 1 half"]
+    x: Float[Array, "b s h k"], cos: Float[Array, "b s 1 2 half"], sin: Float[Array, "b s 1 2 half"]
 ) -> Float[Array, "b s h k"]:
-    """Turn each pair of dimensions by its angle; products of rotated q and k depend on i − j alone."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    """Turn each pair of dimensions by its angle; products of rotated q and k depend on i − j alone.
+
+    (x₁, x₂) -> (x₁ cos − x₂ sin, x₂ cos + x₁ sin), written as x∘cos + swap(x)∘(−sin, sin): a swap of halves is an
+    index in XLA's loop, where slices and a concatenation would each be a pass over memory.
+    """
+    halves = x.reshape(*x.shape[:-1], 2, -1).astype(jnp.float32)
+    return (halves * cos + jnp.flip(halves, axis=-2) * sin).reshape(x.shape).astype(x.dtype)

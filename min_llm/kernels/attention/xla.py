@@ -1,12 +1,12 @@
 """Dense attention for XLA with a hand-written backward pass.
 
-The forward pass keeps the probabilities in the compute dtype; the backward pass reads them once, with
+The forward pass keeps W = exp(scores − max) in the compute dtype and divides the output, not the S x T weights, by
+their sum l; the backward pass reads W once, with dO' = dO / l:
 
-    dV = Pᵀ dO        dP = dO Vᵀ        dS = P ∘ (dP − δ),  δ_i = Σ_k dO_ik O_ik        dQ = dS K,  dK = dSᵀ Q
+    dV = Wᵀ dO'       dP = dO' Vᵀ       dS = W ∘ (dP − δ) / √K,  δ_i = Σ_k dO'_ik O_ik       dQ = dS K,  dK = dSᵀ Q
 
-(FlashAttention, Dao et al. 2022, appendix B.2, without recomputation), so that XLA makes one fused pass over the
-S x T scores for the softmax and one for its gradient. Queries go in blocks: a causal block reads no key to the
-right of it, which halves the work of long rows.
+(FlashAttention, Dao et al. 2022, appendix B.2, without recomputation), so that XLA makes few passes over the scores.
+Queries go in blocks: a causal block reads no key to the right of it, which halves the work of long rows.
 """
 
 from __future__ import annotations
@@ -58,24 +58,28 @@ def _block(q: Array, k: Array, v: Array, visible: Array | None) -> Array:
 def _forward(q: Array, k: Array, v: Array, visible: Array | None) -> tuple[Array, tuple]:
     """q [b,g,s,r,k], k and v [b,g,t,k] -> out [b,g,s,r,k]."""
     emit = platform.emit_dtype(q.dtype)
-    scores = jnp.einsum("bgsrk,bgtk->bgsrt", q, k, preferred_element_type=emit)
-    scores = scores.astype(jnp.float32) * (1 / math.sqrt(q.shape[-1]))
+    scores = jnp.einsum("bgsrk,bgtk->bgsrt", q, k, preferred_element_type=emit).astype(jnp.float32)
     if visible is not None:
         scores = jnp.where(visible[:, None, :, None, :], scores, HIDDEN)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    p = (weights / weights.sum(-1, keepdims=True)).astype(q.dtype)
-    out = jnp.einsum("bgsrt,bgtk->bgsrk", p, v, preferred_element_type=emit).astype(q.dtype)
-    return out, (q, k, v, p, out)
+    scores = (scores - scores.max(-1, keepdims=True)) * (1 / math.sqrt(q.shape[-1]))
+    # the barrier makes the sum read the exponentials, where XLA would compute them a second time
+    weights = jax.lax.optimization_barrier(jnp.exp(scores).astype(q.dtype))
+    total = weights.astype(jnp.float32).sum(-1, keepdims=True)
+    out = jnp.einsum("bgsrt,bgtk->bgsrk", weights, v, preferred_element_type=emit)
+    out = (out.astype(jnp.float32) / total).astype(q.dtype)
+    return out, (q, k, v, weights, total, out)
 
 
 def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, p, out = saved
+    q, k, v, weights, total, out = saved
     emit = platform.emit_dtype(q.dtype)
     scale = 1 / math.sqrt(q.shape[-1])
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    dv = jnp.einsum("bgsrt,bgsrk->bgtk", p, d_out, preferred_element_type=emit)
+    d_out = d_out.astype(jnp.float32) / total
+    delta = (d_out * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    d_out = d_out.astype(q.dtype)
+    dv = jnp.einsum("bgsrt,bgsrk->bgtk", weights, d_out, preferred_element_type=emit)
     dp = jnp.einsum("bgsrk,bgtk->bgsrt", d_out, v, preferred_element_type=emit)
-    ds = (p.astype(jnp.float32) * (dp.astype(jnp.float32) - delta) * scale).astype(q.dtype)
+    ds = (weights.astype(jnp.float32) * (dp.astype(jnp.float32) - delta) * scale).astype(q.dtype)
     dq = jnp.einsum("bgsrt,bgtk->bgsrk", ds, k, preferred_element_type=emit)
     dk = jnp.einsum("bgsrt,bgsrk->bgtk", ds, q, preferred_element_type=emit)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
