@@ -58,7 +58,7 @@ def build(cls: type[Config], given: Mapping[str, Any], path: str = "") -> Config
 
 def build_fields(cls: type[Config], given: Mapping[str, Any], path: str = "") -> Config:
     """`build` for a plain dataclass: every key must be a field, every value must fit its type."""
-    fields, prefix = hints(cls), f"{path}." if path else ""
+    fields, prefix = hints(cls), f"{path}." if path else ""  # type: ignore[arg-type]
     for key in given:
         if key not in fields:
             raise UserError(f"Unknown configuration key '{prefix}{key}'.{nearest(str(key), list(fields))}")
@@ -125,7 +125,7 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, An
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    merged = OmegaConf.create({})
+    merged: Any = OmegaConf.create({})
     if path is not None:
         file = Path(path)
         if not file.is_file():

@@ -122,5 +122,7 @@ def loss_sum(
     params: Any, cfg: ModelConfig, batch: Batch, runtime: Runtime, key: Any = None
 ) -> Float[Array, ""]:
     """Σ weights · nll over the batch, in nats. Divide by Σ weights for the mean."""
+    if batch.targets is None:
+        raise ValueError("A loss needs targets; this Batch has none.")
     hidden, _ = forward(params, cfg, batch, runtime, key=key)
     return cross_entropy(hidden, of(cfg).head(params), batch.targets, batch.weights, runtime.logits_per_chunk)

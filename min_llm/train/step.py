@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from min_llm import models, spec as spec_lib
+from min_llm import models
 from min_llm.models import ModelConfig
 from min_llm.nn import probe
 from min_llm.nn.batch import Batch
@@ -122,7 +122,3 @@ def tree_statistics(kind: str, tree: Any) -> probe.Stats:
         of = jax.vmap(probe.statistics) if name.startswith("layers.") else probe.statistics
         stats |= {f"{kind}/{name}/{key}": value for key, value in of(leaf).items()}
     return stats
-
-
-def parameter_count(cfg: ModelConfig) -> int:
-    return spec_lib.count(models.spec(cfg))
