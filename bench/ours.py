@@ -56,6 +56,7 @@ def start(
     from min_llm.data import loader, tokenfile
     from min_llm.nn.runtime import RuntimeConfig, resolve
     from min_llm.plan.flops import flops_per_token
+    from min_llm.spec import count
     from min_llm.train import optim, step
     from min_llm.train.config import OptimConfig
 
@@ -93,7 +94,7 @@ def start(
         "build_seconds": built - began,
         "first_step_seconds": time.perf_counter() - built,
         "loss": loss,
-        "parameters": step.parameter_count(cfg),
+        "parameters": count(spec),
         "flops_per_token": flops.training,
         "formula": flops.formula,
         "runtime": {
