@@ -65,7 +65,7 @@ VARIANTS = (
     ("compile", "default", "float32"),
     ("eager", None, "autocast"),
     ("compile", "default", "autocast"),
-    ("compile bf16 weights", "default", "weights"),
+    ("compile max-autotune", "max-autotune-no-cudagraphs", "autocast"),
 )
 # glibc then keeps large blocks instead of mapping them anew: PyTorch gains 12% on a, 2-3% on b.
 PEER_ENV = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}

@@ -5,7 +5,7 @@ import pytest
 
 from bench import train
 from min_llm import models
-from min_llm.train.step import parameter_count
+from min_llm.spec import count
 
 pytestmark = pytest.mark.peers
 
@@ -54,4 +54,4 @@ def test_micro_batches_change_nothing_but_round_off(peer):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_both_sides_have_as_many_parameters(peer, family):
     ours = models.ModelConfig.from_mapping({"family": family, **train.model_of(family, CASE)}, "model")
-    assert begin(peer, family, "float32")["parameters"] == parameter_count(ours)
+    assert begin(peer, family, "float32")["parameters"] == count(models.spec(ours))
