@@ -9,7 +9,10 @@ from min_llm.spec import Param, count, init, leaves, map_spec, shapes, stack
 
 MATRIX = Param((3, 5), ("embed", "hidden"), 0.5, "matrix")
 NORM = Param((3,), (None,), None, "norm", fill=1.0)
-SPEC = {"embed": Param((7, 3), ("vocab", "embed"), 0.1, "embedding"), "layers": (stack({"w": MATRIX, "n": NORM}, 4),)}
+SPEC = {
+    "embed": Param((7, 3), ("vocab", "embed"), 0.1, "embedding"),
+    "layers": (stack({"w": MATRIX, "n": NORM}, 4),),
+}
 
 
 def test_a_parameter_names_each_of_its_dimensions():
@@ -33,7 +36,9 @@ def test_counting_by_role_adds_up():
     assert count(SPEC, "matrix") == 60
     assert count(SPEC, "norm", "embedding") == 12 + 21
     assert count(SPEC, "head") == 0
-    assert count({"huge": Param((2**40, 2**40), (None, None), 1.0, "matrix")}) == 2**80  # nothing is allocated
+    assert (
+        count({"huge": Param((2**40, 2**40), (None, None), 1.0, "matrix")}) == 2**80
+    )  # nothing is allocated
 
 
 def test_a_spec_maps_and_turns_into_shapes():
@@ -64,7 +69,8 @@ def test_the_numbers_are_those_of_a_plain_draw():
 
     key = jax.random.fold_in(jax.random.key(3), zlib.crc32(b"layers.0.w"))
     np.testing.assert_array_equal(
-        init(SPEC, jax.random.key(3))["layers"][0]["w"], jax.jit(lambda: 0.5 * jax.random.normal(key, (4, 3, 5)))()
+        init(SPEC, jax.random.key(3))["layers"][0]["w"],
+        jax.jit(lambda: 0.5 * jax.random.normal(key, (4, 3, 5)))(),
     )
 
 

@@ -29,7 +29,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise UserError(f"The temperature is {self.temperature}; it must be 0 (greedy) or above.")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"top_k is {self.top_k} and top_p {self.top_p}; they must be >= 0 and in (0, 1].")
@@ -69,7 +69,7 @@ def generate(
 ) -> list[list[int]]:
     """Continuations of token prompts (each at least one token), up to max_tokens each, cut before `eos`.
 
-    Prompt and continuation must fit max_seq_len for models with learned positions; others may run past it.
+    Prompt and continuation must fit max_seq_len together.
     """
     if not prompts or any(len(p) == 0 for p in prompts):
         raise UserError("Every prompt needs at least one token to continue.")
@@ -82,11 +82,12 @@ def generate(
             f"A prompt of {longest} tokens and {max_tokens} new ones do not fit the model's max_seq_len of "
             f"{cfg.max_seq_len}. Shorten the prompt or ask for fewer tokens."
         )
-    tokens = np.zeros((len(prompts), _bucket(longest)), np.int32)
+    tokens = np.zeros((len(prompts), min(_bucket(longest), cfg.max_seq_len)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
+    room = _bucket(max_tokens)
     out = _generate(
-        params, cfg, runtime, tokens, lengths, _bucket(max_tokens), sampling, jax.random.key(seed), eos
+        params, cfg, runtime, tokens, lengths, room, sampling, jax.random.key(seed), eos, max_tokens
     )
     return [_until(row[:max_tokens], eos) for row in np.asarray(out).tolist()]
 
@@ -111,7 +112,9 @@ def _generate(
     sampling: Sampling,
     key: jax.Array,
     eos: int | None,
+    limit: Int[Array, ""] | int,
 ) -> Int[Array, "b n"]:
+    """Up to `limit` tokens a row, in a buffer of n."""
     rows, s = tokens.shape
     cache = caches.empty(cfg, rows, s + n, runtime.dtype)
     hidden, cache = models.forward(params, cfg, Batch(tokens), runtime, cache)
@@ -121,7 +124,7 @@ def _generate(
 
     def unfinished(carry: tuple) -> Array:
         i, _, _, _, done = carry
-        return (i < n) & ~done.all()
+        return (i < limit) & ~done.all()
 
     def step(carry: tuple) -> tuple:
         i, token, out, cache, done = carry

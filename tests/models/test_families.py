@@ -67,11 +67,17 @@ def test_the_context_of_llama_3_2_is_extended_32_fold():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"n_heads": 6, "n_kv_heads": 4}, r"'model.n_heads' \(6\) must be a multiple of 'model.n_kv_heads' \(4\)"),
+        (
+            {"n_heads": 6, "n_kv_heads": 4},
+            r"'model.n_heads' \(6\) must be a multiple of 'model.n_kv_heads' \(4\)",
+        ),
         ({"dim": 12, "n_heads": 4}, "'model.head_dim' is 3; rotary embedding needs an even one"),
         ({"n_layers": 0}, "n_layers, dim, n_heads and n_kv_heads of at least 1"),
         ({"n_heads": 0}, "of at least 1"),
-        ({"family": "gpt2", "dim": 10, "n_heads": 3}, r"'model.dim' \(10\) must be a multiple of 'model.n_heads' \(3\)"),
+        (
+            {"family": "gpt2", "dim": 10, "n_heads": 3},
+            r"'model.dim' \(10\) must be a multiple of 'model.n_heads' \(3\)",
+        ),
         ({"family": "gpt2", "n_heads": 0}, "of at least 1"),
         ({"family": "lama"}, "no model family 'lama'. Did you mean 'llama'"),
         ({"family": 3}, "no model family 3"),

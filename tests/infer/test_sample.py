@@ -1,0 +1,187 @@
+"""Generation with a cache equals recomputation of everything; sampling keeps to its distribution; bad input."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from min_llm import models
+from min_llm.config import UserError
+from min_llm.infer import cache as caches
+from min_llm.infer.sample import Sampling, choose, generate, nucleus
+from min_llm.nn.batch import Batch
+from min_llm.nn.runtime import Runtime
+from min_llm.reference import decode
+from tests.toys import GPT2, LLAMA, QUICK, oracle, random_weights
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]  # ragged, in one batch
+CASES = {
+    "llama": (LLAMA, Runtime()),
+    "llama, scan, window, reference": (
+        dataclasses.replace(LLAMA, window=4, n_kv_heads=1),
+        Runtime(scan=True, attention="reference"),
+    ),
+    "gpt2, blockwise": (GPT2, Runtime(attention="blockwise")),
+    "gpt2, scan": (dataclasses.replace(GPT2, bias=False), Runtime(scan=True)),
+}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=QUICK)
+def forward(params, cfg, runtime, batch, cache):
+    return models.logits(params, cfg, batch, runtime, cache)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_tokens_equal_those_of_full_recomputation(case):
+    """The oracle runs over the whole text for every new token."""
+    cfg, runtime = CASES[case]
+    params = random_weights(cfg)
+    got = generate(params, cfg, runtime, PROMPTS, 6, GREEDY)
+    assert got == [decode.recompute(oracle(cfg), params, cfg, prompt, 6) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cached_logits_equal_those_of_one_pass(case):
+    """A prefill of 4 tokens, then 1, 1, 3 and 1 more, each row from a place of its own."""
+    cfg, runtime = CASES[case]
+    params = random_weights(cfg)
+    texts = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 16)).astype(np.int32)
+    whole, _ = forward(params, cfg, runtime, Batch(texts), None)
+    cache = caches.empty(cfg, 2, 20, runtime.dtype)
+    _, cache = forward(params, cfg, runtime, Batch(texts[:, :4]), cache)
+    place = np.array([4, 2])  # the second row keeps only two of the four
+    for n in (1, 1, 3, 1):
+        places = (place[:, None] + np.arange(n)).astype(np.int32)
+        some = Batch(np.take_along_axis(texts, places, 1), positions=places, index=places)
+        logits, cache = forward(params, cfg, runtime, some, cache)
+        want = np.take_along_axis(np.asarray(whole), places[..., None], 1)
+        np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
+        place = place + n
+
+
+def test_neighbours_and_room_do_not_matter():
+    """A prompt continues alike, alone or beside others, with a small or a large buffer."""
+    params = random_weights(LLAMA)
+    together = generate(params, LLAMA, Runtime(), PROMPTS, 20, GREEDY)
+    assert generate(params, LLAMA, Runtime(), PROMPTS[1:2], 20, GREEDY) == together[1:2]
+    assert [row[:5] for row in together] == generate(params, LLAMA, Runtime(), PROMPTS, 5, GREEDY)
+
+
+def test_a_prompt_and_its_continuation_may_fill_the_context():
+    """Lengths are rounded up for few compilations, but never over the positions that a GPT-2 has learned."""
+    cfg = dataclasses.replace(GPT2, max_seq_len=12)
+    params = random_weights(cfg)
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert generate(params, cfg, Runtime(), [prompt], 3, GREEDY) == [
+        decode.recompute(oracle(cfg), params, cfg, prompt, 3)
+    ]
+
+
+def test_generation_ends_before_the_end_of_document():
+    params = random_weights(LLAMA)
+    whole = generate(params, LLAMA, Runtime(), PROMPTS, 6, GREEDY)
+    eos = whole[0][3]
+    cut = generate(params, LLAMA, Runtime(), PROMPTS, 6, GREEDY, eos=eos)
+    assert len(cut[0]) <= 3
+    for row, full in zip(cut, whole, strict=True):
+        assert row == (full[: full.index(eos)] if eos in full else full)
+
+
+def test_sampling_is_a_function_of_the_seed():
+    params = random_weights(LLAMA)
+    take = lambda seed: generate(params, LLAMA, Runtime(), PROMPTS, 12, Sampling(1.0), seed=seed)
+    assert take(0) == take(0)
+    assert take(0) != take(1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_tokens", "message"),
+    [
+        ([], 3, "at least one token"),
+        ([[1], []], 3, "at least one token"),
+        ([[1]], 0, "max_tokens is 0"),
+        ([[1] * 60], 5, "60 tokens and 5 new ones do not fit the model's max_seq_len of 64"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(prompts, max_tokens, message):
+    with pytest.raises(UserError, match=message):
+        generate(None, LLAMA, Runtime(), prompts, max_tokens)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": 1.1}, "top_p 1.1"),
+        ({"top_p": float("nan")}, "top_p nan"),
+    ],
+)
+def test_a_distribution_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**fields)
+
+
+def test_packed_rows_cannot_be_decoded():
+    with pytest.raises(UserError, match="one document a row"):
+        caches.empty(LLAMA, 1, 4, "float32").mask(
+            Batch(np.zeros((1, 4), np.int32), segment_ids=np.ones((1, 4))), None
+        )
+
+
+# distinct logits, far enough apart that float32 sees them in the same order as Python does
+LOGITS = st.lists(st.integers(-40, 40), min_size=7, max_size=7, unique=True).map(
+    lambda xs: np.float32(xs) / 8
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LOGITS, st.floats(0.05, 1.0))
+def test_top_p_keeps_the_fewest_tokens_that_reach_the_mass(logits, top_p):
+    kept = np.isfinite(np.asarray(jax.jit(nucleus)(logits[None], np.float32(top_p)))[0])
+    order = np.argsort(-logits)
+    p = np.exp(np.float64(logits) - logits.max())
+    p = (p / p.sum())[order]
+    n = kept.sum()
+    assert n >= 1
+    assert set(order[:n]) == set(np.flatnonzero(kept))  # the most likely ones
+    assert p[:n].sum() >= top_p - 1e-5
+    assert p[: n - 1].sum() < top_p + 1e-5  # and not one too many
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def draws(logits, key, sampling):
+    return choose(jnp.broadcast_to(logits, (64, 7)), key, sampling)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LOGITS, st.sampled_from([1, 2, 3, 7, 50]), st.integers(0, 2**31))
+def test_top_k_draws_among_the_k_most_likely(logits, k, seed):
+    tokens = draws(logits, jax.random.key(seed), Sampling(temperature=5.0, top_k=k))
+    assert set(np.asarray(tokens).tolist()) <= set(np.argsort(-logits)[:k].tolist())
+
+
+@settings(max_examples=20, deadline=None)
+@given(LOGITS, st.integers(0, 2**31))
+def test_temperature_zero_and_a_single_candidate_are_the_most_likely_token(logits, seed):
+    for sampling in (GREEDY, Sampling(top_k=1), Sampling(top_p=1e-6)):
+        assert np.all(np.asarray(draws(logits, jax.random.key(seed), sampling)) == logits.argmax())
+
+
+def test_the_temperature_shapes_the_distribution():
+    """Frequencies of 20,000 draws against softmax(logits / T): within five standard deviations."""
+    logits = np.array([0.0, 1.0, 2.0, -1.0], np.float32)
+    for temperature in (0.5, 2.0):
+        p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+        rows = jnp.broadcast_to(logits, (20_000, 4))
+        tokens = np.asarray(choose(rows, jax.random.key(0), Sampling(temperature)))
+        frequency = np.bincount(tokens, minlength=4) / 20_000
+        assert np.all(np.abs(frequency - p) < 5 * np.sqrt(p * (1 - p) / 20_000))
