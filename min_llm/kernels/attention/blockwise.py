@@ -54,7 +54,9 @@ def _cut(x: Array | None, t: int) -> Array | None:
     return x.reshape(x.shape[0], -1, block).transpose(1, 0, 2)
 
 
-def _scores(q: Array, k: Array, mask: Mask, kv_index: Array, kv_segments: Array | None, place: Array) -> Array:
+def _scores(
+    q: Array, k: Array, mask: Mask, kv_index: Array, kv_segments: Array | None, place: Array
+) -> Array:
     """Masked float32 scores of one block: [b, g, s, r, block]. place [block] < 0 marks padding."""
     scores = jnp.einsum("bgsrk,bgtk->bgsrt", q, k, preferred_element_type=platform.emit_dtype(q.dtype))
     scores = scores.astype(jnp.float32) * (1 / math.sqrt(q.shape[-1]))

@@ -28,13 +28,9 @@ def attention(
     q: Float[Array, "b s h k"], k: Float[Array, "b t g k"], v: Float[Array, "b t g k"], mask: Mask
 ) -> Float[Array, "b s h k"]:
     """Grouped-query attention; see the package docstring for shapes."""
-    (b, s, h, d), (t, g) = q.shape, k.shape[1:3]
+    (b, s, h, d), g = q.shape, k.shape[2]
     q_bgsrk = q.reshape(b, s, g, h // g, d).transpose(0, 2, 1, 3, 4)
-    k_bgtk, v_bgtk = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    outs = []
-    for rows, keys in query_blocks(s, t, mask):
-        outs.append(_block(q_bgsrk[:, :, rows], k_bgtk[:, :, keys], v_bgtk[:, :, keys], mask.visible(rows, keys)))
-    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
+    out = _attend(q_bgsrk, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask)
     return out.transpose(0, 2, 1, 3, 4).reshape(b, s, h, d)
 
 
@@ -51,12 +47,52 @@ def query_blocks(s: int, t: int, mask: Mask) -> list[tuple[slice, slice]]:
 
 
 @jax.custom_vjp
-def _block(q: Array, k: Array, v: Array, visible: Array | None) -> Array:
-    return _forward(q, k, v, visible)[0]
+def _attend(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    return _forward(q, k, v, mask)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, visible: Array | None) -> tuple[Array, tuple]:
+def _forward(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, tuple]:
     """q [b,g,s,r,k], k and v [b,g,t,k] -> out [b,g,s,r,k]."""
+    outs, saved = [], []
+    for rows, keys in query_blocks(q.shape[2], k.shape[2], mask):
+        out, kept = _forward_block(q[:, :, rows], k[:, :, keys], v[:, :, keys], mask.visible(rows, keys))
+        outs.append(out)
+        saved.append(kept)
+    return jnp.concatenate(outs, axis=2), (q, k, v, mask, outs, saved)
+
+
+def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, mask, outs, kept = saved
+    t = k.shape[2]
+    blocks = query_blocks(q.shape[2], t, mask)
+    parts = [
+        _backward_block(q[:, :, rows], k[:, :, keys], v[:, :, keys], *kept_, out, d_out[:, :, rows])
+        for (rows, keys), kept_, out in zip(blocks, kept, outs, strict=True)
+    ]
+    dq, dk, dv = zip(*parts, strict=True)
+    keys = [keys for _, keys in blocks]
+    # the barrier keeps the pieces out of the loops of what comes next (rotary embedding), which they would slow down
+    return *jax.lax.optimization_barrier(
+        (jnp.concatenate(dq, axis=2), _sum(dk, keys, t), _sum(dv, keys, t))
+    ), None
+
+
+def _sum(parts: tuple[Array, ...], places: list[slice], t: int) -> Array:
+    """Σ of parts [b, g, stop - start, k], each at its place among t keys, in float32."""
+    cuts = sorted({edge for place in places for edge in (place.start, place.stop)})
+    pieces = []
+    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        here = [
+            part[:, :, start - place.start : stop - place.start].astype(jnp.float32)
+            for part, place in zip(parts, places, strict=True)
+            if place.start <= start and stop <= place.stop
+        ]
+        pieces.append(sum(here[1:], here[0]).astype(parts[0].dtype))
+    return jnp.concatenate(pieces, axis=2)
+
+
+def _forward_block(q: Array, k: Array, v: Array, visible: Array | None) -> tuple[Array, tuple[Array, Array]]:
+    """The output of a block of queries, its weights W and their sums l."""
     emit = platform.emit_dtype(q.dtype)
     scores = jnp.einsum("bgsrk,bgtk->bgsrt", q, k, preferred_element_type=emit).astype(jnp.float32)
     if visible is not None:
@@ -67,11 +103,12 @@ def _forward(q: Array, k: Array, v: Array, visible: Array | None) -> tuple[Array
     total = weights.astype(jnp.float32).sum(-1, keepdims=True)
     out = jnp.einsum("bgsrt,bgtk->bgsrk", weights, v, preferred_element_type=emit)
     out = (out.astype(jnp.float32) / total).astype(q.dtype)
-    return out, (q, k, v, weights, total, out)
+    return out, (weights, total)
 
 
-def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, weights, total, out = saved
+def _backward_block(
+    q: Array, k: Array, v: Array, weights: Array, total: Array, out: Array, d_out: Array
+) -> tuple[Array, Array, Array]:
     emit = platform.emit_dtype(q.dtype)
     scale = 1 / math.sqrt(q.shape[-1])
     d_out = d_out.astype(jnp.float32) / total
@@ -82,7 +119,7 @@ def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
     ds = (weights.astype(jnp.float32) * (dp.astype(jnp.float32) - delta) * scale).astype(q.dtype)
     dq = jnp.einsum("bgsrt,bgtk->bgsrk", ds, k, preferred_element_type=emit)
     dk = jnp.einsum("bgsrt,bgsrk->bgtk", ds, q, preferred_element_type=emit)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-_block.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
