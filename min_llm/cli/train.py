@@ -83,9 +83,9 @@ def run(cfg: RunConfig) -> tuple[bool, Path]:
     from min_llm.train.loop import train as train_loop
     from min_llm.train.pretrain import pretraining
     from min_llm.train.report import write_report
-    from min_llm.train.run import open_run
+    from min_llm.train.run import begun_with, open_run
 
-    cfg, task, data = pretraining(cfg)
+    cfg, task, data = pretraining(cfg, begun_with(cfg))
     with open_run(cfg) as opened, reporter().log_to(opened.folder / "log.txt"):
         folder = opened.folder
         data.tokenizer.save(folder / "tokenizer.json")

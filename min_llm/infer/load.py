@@ -42,6 +42,6 @@ def load_run(folder: Path, step: int | None = None) -> Loaded:
     spec = models.spec(cfg.model)
     opt = optimizer(cfg.optim, spec, cfg.train.steps)
     target = jax.eval_shape(lambda p: init_state(p, opt), spec_lib.shapes(spec))
-    state, _ = run.checkpoints.restore(step, target)
+    state, _ = run.checkpoints.restore(step, target, spec)
     runtime = resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1))
     return Loaded(cfg, step, state.params, tokenizers.load(str(folder / "tokenizer.json")), runtime)

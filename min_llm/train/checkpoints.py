@@ -43,9 +43,10 @@ class Checkpoints:
         return (self.steps() or [None])[-1]
 
     def clean(self) -> None:
-        """Remove what a killed process left half-written."""
-        for path in self.folder.glob(".*.saving"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove what a killed process left half-written or half-deleted."""
+        for ending in ("saving", "deleting"):
+            for path in self.folder.glob(f".*.{ending}"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Write the checkpoint of `step` in the background; an earlier one is waited for, its error raised here.
@@ -78,7 +79,7 @@ class Checkpoints:
             _sync(temporary)
             final = self.folder / str(step)
             if final.exists():  # the same step saved twice holds the same state
-                shutil.rmtree(final)
+                self._delete(step)
             os.replace(temporary, final)
             _sync_folder(self.folder)
             self._retire()
@@ -96,14 +97,27 @@ class Checkpoints:
         steps = self.steps()
         for step in steps[: -self.keep]:
             if not (self.keep_every and step % self.keep_every == 0):
-                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+                self._delete(step)
 
-    def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-        """(state, meta) of a checkpoint. target: the state's tree with arrays or ShapeDtypeStructs."""
-        folder = self.folder / str(step)
+    def _delete(self, step: int) -> None:
+        """Gone in one rename, so that a kill meanwhile leaves no half checkpoint under its name."""
+        doomed = self.folder / f".{step}.deleting"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(self.folder / str(step), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def restore(self, step: int, target: Any, spec: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, meta) of a checkpoint, every byte of it compared with the manifest first.
+
+        target: the state's tree with arrays or ShapeDtypeStructs. spec: of its parameters; a checkpoint of other
+        ones is another model's.
+        """
+        folder, others = self.folder / str(step), self._others(step)
         meta = self.read_meta(step)
-        _verify(folder, self._others(step))
-        return _load_arrays(folder / "arrays", target, self._others(step)), meta
+        _verify(folder, others)
+        if found := _difference(meta.get("parameters", {}), describe(spec)):
+            raise UserError(f"{folder} holds another model than the configuration describes: {found}. {others}")
+        return _load_arrays(folder / "arrays", target, others), meta
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays."""
@@ -117,8 +131,11 @@ class Checkpoints:
             ) from error
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UserError(f"{folder} was not written by min_llm. Point to a folder made by `min-llm train`.")
-        if meta.get("version", 0) > VERSION:
-            raise UserError(f"{folder} is of format version {meta['version']}; this min_llm reads up to {VERSION}.")
+        version = meta.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise UserError(
+                f"{folder} is of format version {version!r}; this min_llm reads up to {VERSION}. Update min_llm."
+            )
         return meta
 
     def _others(self, step: int) -> str:
@@ -148,7 +165,7 @@ def _load_arrays(path: Path, target: Any, advice: str) -> Any:
             return loader.restore(path.absolute(), jax.tree.map(abstract, target))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path.parent} holds another model than this run's: {_first_line(error)}. {advice}"
+            f"{path.parent} holds another state than this run's: {_first_line(error)}. {advice}"
         ) from error
 
 
@@ -168,10 +185,11 @@ def _crc(path: Path) -> int:
 def _verify(folder: Path, advice: str) -> None:
     """Every file of the manifest is there, whole and unchanged; a sentence otherwise."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        manifest = [(str(name), int(size), int(crc)) for name, (size, crc) in json.loads(text).items()]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} has no readable manifest.json; it is not a whole checkpoint. {advice}") from error
-    for name, (size, crc) in manifest.items():
+    for name, size, crc in manifest:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{folder} is damaged: {name} is missing. {advice}")
@@ -206,3 +224,12 @@ def _first_line(error: BaseException) -> str:
 def describe(spec: Any) -> dict[str, list[int]]:
     """Name and shape of every parameter, for the checkpoint's meta.json."""
     return {name: list(p.shape) for name, p in leaves(spec)}
+
+
+def _difference(found: dict[str, list[int]], expected: dict[str, list[int]]) -> str:
+    """The first parameter that differs, in words; "" when none does."""
+    for name in {**expected, **found}:
+        ours, theirs = expected.get(name), found.get(name)
+        if ours != theirs:
+            return f"{name} has shape {theirs or 'none'}, not {ours or 'none'}"
+    return ""

@@ -38,6 +38,19 @@ def describe() -> dict[str, Any]:
     }
 
 
+def software() -> dict[str, Any]:
+    """What a run's numbers depend on down to the last bit, besides its configuration. Thread counts are not in it:
+    the same run on one core and on two is bit-identical (tests/acceptance/kill.py)."""
+    import jax
+
+    return {
+        "device": platform.device_kind(),
+        "devices": jax.device_count(),
+        "jaxlib": versions()["jaxlib"],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
 def versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:

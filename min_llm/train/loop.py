@@ -19,12 +19,12 @@ import numpy as np
 
 from min_llm import machine, models, platform
 from min_llm import spec as spec_lib
-from min_llm.config import UserError, dump
+from min_llm.config import dump
 from min_llm.data.loader import Prefetcher
 from min_llm.plan.flops import Flops, flops_per_token, mfu
 from min_llm.reporting import reporter
 from min_llm.train.checkpoints import describe
-from min_llm.train.environment import record_start
+from min_llm.train.environment import record_start, software
 from min_llm.train.history import read_rows
 from min_llm.train.metrics import Metrics, memory
 from min_llm.train.monitor import SpikeMonitor
@@ -82,6 +82,7 @@ class Loop:
         self.rate = schedule(cfg.optim, cfg.train.steps)
         self.monitor = SpikeMonitor(cfg.train.spike_z)
         self.losses: list[float] = []  # since the last row
+        self.timed = 0  # steps of this process since then
         self.tokens_per_step = cfg.train.batch_size * cfg.train.seq_len
         self.flops: Flops = flops_per_token(task.model, cfg.train.seq_len)
         self.peak = platform.measure()["flops_" + task.runtime.dtype]
@@ -94,16 +95,12 @@ class Loop:
         """Fresh state, or that of the latest checkpoint, and the steps already done."""
         latest = self.run.checkpoints.latest()
         if latest is None:
-            self.run.truncate({})
+            if self.run.truncate({}):
+                reporter().info(f"{self.run.folder} has no checkpoint yet; starting from its first step")
             return init_state(models.init_spec(self.task.spec, self.cfg.seed), self.optimizer), 0
         shapes = jax.eval_shape(lambda p: init_state(p, self.optimizer), spec_lib.shapes(self.task.spec))
-        meta = self.run.checkpoints.read_meta(latest)
-        if meta.get("parameters") != describe(self.task.spec):
-            raise UserError(
-                f"The checkpoint {self.run.checkpoints.folder / str(latest)} holds another model than "
-                f"{self.run.folder / 'config.yaml'} describes. Give another name=NAME, or restore the folder."
-            )
-        state, meta = self.run.checkpoints.restore(latest, shapes)
+        state, meta = self.run.checkpoints.restore(latest, shapes, self.task.spec)
+        self.run.agree(meta, self.task.runtime)
         self.run.truncate(meta["sizes"])
         self.monitor.recent.extend(meta["monitor"])
         self.losses = list(meta["losses"])
@@ -139,11 +136,11 @@ class Loop:
             reporter().info(f"{self.run.folder} is complete: {first} of {t.steps} steps. Nothing to do.")
             return Outcome(first, t.steps, state.params)
         with ExitStack() as stack:
+            stop = stack.enter_context(stop_signals())  # left last: a second signal cannot cut off the last save
             stack.callback(self.run.checkpoints.wait)
             self.metrics = Metrics(self.run.folder, self.cfg, first)
             stack.callback(self.metrics.close)
             batches = stack.enter_context(Prefetcher(self.batch, first))
-            stop = stack.enter_context(stop_signals())
             self.progress = stack.enter_context(reporter().progress(t.steps, self.run.folder.name, first))
             for row in read_rows(self.run.folder)[0]:  # of the processes before this one
                 self.display(row)
@@ -152,7 +149,8 @@ class Loop:
             done = first
             pending: tuple[int, Any] | None = None
             self.clock.start()
-            while done < t.steps and not stop:
+            stopping = False
+            while done < t.steps and not stopping:
                 self.clock.pause(machine.wait_while_taken(reporter().info))
                 trace.at(done)
                 batch, waited = batches.next()
@@ -163,10 +161,11 @@ class Loop:
                     self.read(*pending)
                 done += 1
                 pending = (done, out)
-                if done == t.steps or stop or self.at_boundary(done):
+                stopping = bool(stop)  # asked once a step: a signal that comes later ends the next one
+                if done == t.steps or stopping or self.at_boundary(done):
                     self.read(*pending)
                     pending = None
-                    self.boundary(done, state, bool(stop))
+                    self.boundary(done, state, stopping)
         return Outcome(done, t.steps, state.params)
 
     def batch(self, step: int) -> Any:
@@ -198,6 +197,8 @@ class Loop:
             "step": done,
             "config": dump(self.cfg),
             "parameters": describe(self.task.spec),
+            "runtime": vars(self.task.runtime),
+            "software": software(),
             "sizes": self.run.sizes(),
             "monitor": list(self.monitor.recent),
             "losses": self.losses,
@@ -218,6 +219,7 @@ class Loop:
             rows = {name: np.asarray(value).tolist() for name, value in out["probe"].items()}
             self.metrics.write(done, "probe", rows)
         self.losses.append(loss)
+        self.timed += 1
         if done % self.cfg.train.log_every == 0 or done == self.cfg.train.steps:
             values = {
                 "loss": sum(self.losses) / len(self.losses),
@@ -225,8 +227,8 @@ class Loop:
                 "lr": float(self.rate(np.int32(done - 1))),
                 "tokens": done * self.tokens_per_step,
             }
-            perf = self.performance(len(self.losses))
-            self.losses = []
+            perf = self.performance(self.timed)
+            self.losses, self.timed = [], 0
             self.metrics.write(done, "train", values, perf)
             self.display({"step": done, "kind": "train", **values, "perf": perf})
         self.progress.advance()

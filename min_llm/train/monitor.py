@@ -11,7 +11,11 @@ NEEDED = 20  # losses seen before a spike can be told from noise
 
 
 class SpikeMonitor:
-    """A spike is a loss more than z standard deviations above the mean of the last 100 losses that were none."""
+    """A spike is a loss more than z standard deviations above the mean of the last 100 losses.
+
+    A spike enters that window as the largest loss that is none, so that it hides no second one, while a loss that
+    stays high becomes the new normal after a few steps instead of a spike at every one.
+    """
 
     def __init__(self, z: float) -> None:
         self.z = z
@@ -25,6 +29,7 @@ class SpikeMonitor:
             std = math.sqrt(sum((x - mean) ** 2 for x in self.recent) / n)
             score = (loss - mean) / max(std, 1e-3)
             if score > self.z:
+                self.recent.append(mean + self.z * max(std, 1e-3))
                 return score
         self.recent.append(loss)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from min_llm import models
@@ -14,7 +14,8 @@ from min_llm.data.loader import validation_batches
 from min_llm.data.prepare import Prepared, prepare
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
-from min_llm.nn.runtime import Runtime, resolve
+from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
+from min_llm.reporting import reporter
 from min_llm.train.config import RunConfig, check
 from min_llm.train.evaluate import Evaluator, bits_per_byte
 from min_llm.train.step import LossSum, language_model_loss
@@ -33,11 +34,16 @@ class Task:
     final: Callable[[Any], dict[str, float]] | None = None  # once at the end, where validation scores only a part
 
 
-def pretraining(cfg: RunConfig) -> tuple[RunConfig, Task, Prepared]:
-    """The configuration with the tokenizer's vocabulary filled in, the task, and its data."""
+def pretraining(
+    cfg: RunConfig, begun_with: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, Task, Prepared]:
+    """The configuration with the tokenizer's vocabulary filled in, the task, and its data.
+
+    begun_with: the runtime of a run that goes on (`run.begun_with`); it stands where the configuration says "auto".
+    """
     data = prepare(cfg.data)
     cfg = check(with_vocabulary(cfg, data.tokenizer.vocab_size))
-    runtime = resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1))
+    runtime = keep(resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1)), cfg.runtime, begun_with or {})
     evaluator = Evaluator(cfg.model, runtime)
 
     def batch(step: int) -> Batch:
@@ -59,6 +65,18 @@ def pretraining(cfg: RunConfig) -> tuple[RunConfig, Task, Prepared]:
         (lambda params: validate(params, 0)) if cfg.train.eval_tokens else None,
     )
     return cfg, task, data
+
+
+def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Runtime:
+    """The runtime with what was "auto" as it was when the run began; it is said where this machine would choose
+    otherwise today."""
+    free = {"dtype": given.dtype, "attention": given.attention, "scan": given.layers}
+    kept = {k: began[k] for k, v in free.items() if v == "auto" and k in began and began[k] != getattr(runtime, k)}
+    for name, value in kept.items():
+        reporter().info(
+            f"The run began with {name} {value} and keeps it; chosen today it would be {getattr(runtime, name)}"
+        )
+    return dataclasses.replace(runtime, **kept)
 
 
 def with_vocabulary(cfg: RunConfig, size: int) -> RunConfig:

@@ -16,9 +16,12 @@ from typing import IO, Any
 
 from min_llm import config as config_lib
 from min_llm.config import UserError
+from min_llm.nn.runtime import Runtime
 from min_llm.platform import write_atomic
+from min_llm.reporting import reporter
 from min_llm.train.checkpoints import Checkpoints
 from min_llm.train.config import RunConfig, check, differences
+from min_llm.train.environment import software
 
 TRUNCATED = ("metrics.jsonl", "samples.md")  # cut back to the checkpoint when a run resumes
 
@@ -41,12 +44,31 @@ class Run:
             sizes[name] = path.stat().st_size if path.exists() else 0
         return sizes
 
-    def truncate(self, sizes: dict[str, int]) -> None:
-        """Forget what was written after the checkpoint."""
+    def truncate(self, sizes: dict[str, int]) -> int:
+        """Forget what was written after the checkpoint; the bytes that were."""
+        forgotten = 0
         for name in TRUNCATED:
-            path = self.folder / name
-            if path.exists():
-                os.truncate(path, min(sizes.get(name, 0), path.stat().st_size))
+            path, size = self.folder / name, sizes.get(name, 0)
+            have = path.stat().st_size if path.exists() else 0
+            if have < size:
+                reporter().warn(f"{path} has lost {size - have} bytes since the checkpoint; the report will lack them.")
+            elif have:
+                os.truncate(path, size)
+                forgotten += have - size
+        return forgotten
+
+    def agree(self, meta: dict[str, Any], runtime: Runtime) -> None:
+        """A checkpoint goes on as it began: with other choices of runtime its numbers would change on the way
+        (`begun_with` keeps them); other software changes them in the last bits, which is said."""
+        began, now = meta.get("runtime", {}), vars(runtime)
+        if changed := [f"{k} {began[k]} -> {now[k]}" for k in now if k in began and began[k] != now[k]]:
+            raise UserError(
+                f"{self.folder} was trained with another runtime ({'; '.join(changed)}). Set runtime.* to what it "
+                "began with, or give another name=NAME."
+            )
+        began, now = meta.get("software", {}), software()
+        if changed := [f"{k} {began[k]} -> {now[k]}" for k in now if k in began and began[k] != now[k]]:
+            reporter().warn(f"The run goes on elsewhere ({'; '.join(changed)}); its numbers may differ in the last bits.")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         return read_rows(self.folder)
@@ -95,6 +117,14 @@ def _agree(folder: Path, cfg: RunConfig) -> None:
                 f"Give another name=NAME, or remove {folder} to start afresh."
             )
     write_atomic(path, config_lib.to_yaml(cfg))
+
+
+def begun_with(cfg: RunConfig) -> dict[str, Any]:
+    """What "auto" meant when the run of this configuration began: the runtime of its latest checkpoint, {} before
+    the first. A measurement that comes out otherwise today must not change the numbers of a run on its way."""
+    run = Run(Path(cfg.out) / cfg.name, cfg)
+    latest = run.checkpoints.latest()
+    return {} if latest is None else run.checkpoints.read_meta(latest).get("runtime", {})
 
 
 def load_config(folder: Path) -> RunConfig:
