@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 EXTRAS = {"torch": "peers only", "wandb": "wandb", "datasets": "hf", "pyarrow": "parquet"}
-PROGRAMS = {"npm": "data sources from npm", "apt-get": "data sources from Debian", "git": "commit in run records"}
+PROGRAMS = {
+    "npm": "data sources from npm",
+    "apt-get": "data sources from Debian",
+    "git": "commit in run records",
+}
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:

@@ -9,6 +9,7 @@ is checked first.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -40,7 +41,8 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
 
     def latest(self) -> int | None:
-        return (self.steps() or [None])[-1]
+        steps = self.steps()
+        return steps[-1] if steps else None
 
     def clean(self) -> None:
         """Remove what a killed process left half-written or half-deleted."""
@@ -56,7 +58,9 @@ class Checkpoints:
         self.wait()
         snapshot = jax.tree.map(jnp.copy, state)
         jax.block_until_ready(snapshot)
-        self._thread = threading.Thread(target=self._write, args=(step, snapshot, meta), name=f"checkpoint-{step}")
+        self._thread = threading.Thread(
+            target=self._write, args=(step, snapshot, meta), name=f"checkpoint-{step}"
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -116,7 +120,9 @@ class Checkpoints:
         meta = self.read_meta(step)
         _verify(folder, others)
         if found := _difference(meta.get("parameters", {}), describe(spec)):
-            raise UserError(f"{folder} holds another model than the configuration describes: {found}. {others}")
+            raise UserError(
+                f"{folder} holds another model than the configuration describes: {found}. {others}"
+            )
         return _load_arrays(folder / "arrays", target, others), meta
 
     def read_meta(self, step: int) -> dict[str, Any]:
@@ -130,7 +136,9 @@ class Checkpoints:
                 + self._others(step)
             ) from error
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UserError(f"{folder} was not written by min_llm. Point to a folder made by `min-llm train`.")
+            raise UserError(
+                f"{folder} was not written by min_llm. Point to a folder made by `min-llm train`."
+            )
         version = meta.get("version")
         if not isinstance(version, int) or version > VERSION:
             raise UserError(
@@ -145,16 +153,29 @@ class Checkpoints:
         return f"Remove {self.folder / str(step)} to continue from step {others[-1]}."
 
 
-def _save_arrays(path: Path, state: Any) -> None:
+def _orbax() -> Any:
+    """Orbax, quiet: what it cannot do it raises, and logs as well in pages of internals."""
     import orbax.checkpoint as ocp
 
+    logger = logging.getLogger("absl")
+    if _not_orbax not in logger.filters:
+        logger.addFilter(_not_orbax)
+    return ocp
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _save_arrays(path: Path, state: Any) -> None:
+    ocp = _orbax()
     with ocp.StandardCheckpointer() as saver:
         saver.save(path.absolute(), state)
         saver.wait_until_finished()
 
 
 def _load_arrays(path: Path, target: Any, advice: str) -> Any:
-    import orbax.checkpoint as ocp
+    ocp = _orbax()
 
     def abstract(x: Any) -> jax.ShapeDtypeStruct:
         sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -188,15 +209,21 @@ def _verify(folder: Path, advice: str) -> None:
         text = (folder / "manifest.json").read_text(encoding="utf-8")
         manifest = [(str(name), int(size), int(crc)) for name, (size, crc) in json.loads(text).items()]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} has no readable manifest.json; it is not a whole checkpoint. {advice}") from error
+        raise UserError(
+            f"{folder} has no readable manifest.json; it is not a whole checkpoint. {advice}"
+        ) from error
     for name, size, crc in manifest:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{folder} is damaged: {name} is missing. {advice}")
         if path.stat().st_size != size:
-            raise UserError(f"{folder} is damaged: {name} has {path.stat().st_size} bytes, not {size}. {advice}")
+            raise UserError(
+                f"{folder} is damaged: {name} has {path.stat().st_size} bytes, not {size}. {advice}"
+            )
         if _crc(path) != crc:
-            raise UserError(f"{folder} is damaged: the contents of {name} have changed since it was written. {advice}")
+            raise UserError(
+                f"{folder} is damaged: the contents of {name} have changed since it was written. {advice}"
+            )
 
 
 def _sync(folder: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from min_llm import machine, models, platform
@@ -136,7 +137,9 @@ class Loop:
             reporter().info(f"{self.run.folder} is complete: {first} of {t.steps} steps. Nothing to do.")
             return Outcome(first, t.steps, state.params)
         with ExitStack() as stack:
-            stop = stack.enter_context(stop_signals())  # left last: a second signal cannot cut off the last save
+            stop = stack.enter_context(
+                stop_signals()
+            )  # left last: a second signal cannot cut off the last save
             stack.callback(self.run.checkpoints.wait)
             self.metrics = Metrics(self.run.folder, self.cfg, first)
             stack.callback(self.metrics.close)
@@ -214,7 +217,9 @@ class Loop:
             self.not_finite(done, loss, norm)
         if (score := self.monitor.feed(loss)) is not None:
             self.metrics.write(done, "event", {"event": "spike", "loss": loss, "z": score})
-            reporter().warn(f"Loss spike at step {done}: {loss:.3f} is {score:.1f} deviations above the recent mean.")
+            reporter().warn(
+                f"Loss spike at step {done}: {loss:.3f} is {score:.1f} deviations above the recent mean."
+            )
         if "probe" in out:
             rows = {name: np.asarray(value).tolist() for name, value in out["probe"].items()}
             self.metrics.write(done, "probe", rows)
@@ -224,7 +229,7 @@ class Loop:
             values = {
                 "loss": sum(self.losses) / len(self.losses),
                 "grad_norm": norm,
-                "lr": float(self.rate(np.int32(done - 1))),
+                "lr": float(self.rate(jnp.int32(done - 1))),
                 "tokens": done * self.tokens_per_step,
             }
             perf = self.performance(self.timed)

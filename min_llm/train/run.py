@@ -1,8 +1,8 @@
 """The run folder: `runs/<name>/` holds everything about a run, and starting the run again resumes it.
 
-    config.yaml       complete and re-runnable        checkpoints/<step>/   whole or absent
-    metrics.jsonl     one row a measurement           samples.md            text written during training
-    log.txt           what the terminal showed        report.html           made from the above
+config.yaml       complete and re-runnable        checkpoints/<step>/   whole or absent
+metrics.jsonl     one row a measurement           samples.md            text written during training
+log.txt           what the terminal showed        report.html           made from the above
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Run:
             path, size = self.folder / name, sizes.get(name, 0)
             have = path.stat().st_size if path.exists() else 0
             if have < size:
-                reporter().warn(f"{path} has lost {size - have} bytes since the checkpoint; the report will lack them.")
+                reporter().warn(
+                    f"{path} has lost {size - have} bytes since the checkpoint; the report will lack them."
+                )
             elif have:
                 os.truncate(path, size)
                 forgotten += have - size
@@ -68,7 +70,9 @@ class Run:
             )
         began, now = meta.get("software", {}), software()
         if changed := [f"{k} {began[k]} -> {now[k]}" for k in now if k in began and began[k] != now[k]]:
-            reporter().warn(f"The run goes on elsewhere ({'; '.join(changed)}); its numbers may differ in the last bits.")
+            reporter().warn(
+                f"The run goes on elsewhere ({'; '.join(changed)}); its numbers may differ in the last bits."
+            )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         return read_rows(self.folder)
@@ -104,7 +108,9 @@ def _lock(file: IO[str], folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise UserError(f"Another process is training in {folder}. Wait for it, or give another name=NAME.") from error
+        raise UserError(
+            f"Another process is training in {folder}. Wait for it, or give another name=NAME."
+        ) from error
 
 
 def _agree(folder: Path, cfg: RunConfig) -> None:
@@ -130,7 +136,9 @@ def begun_with(cfg: RunConfig) -> dict[str, Any]:
 def load_config(folder: Path) -> RunConfig:
     """The configuration of an existing run."""
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run: it has no config.yaml. Give a folder made by `min-llm train`.")
+        raise UserError(
+            f"{folder} is not a run: it has no config.yaml. Give a folder made by `min-llm train`."
+        )
     return config_lib.load(RunConfig, folder / "config.yaml")
 
 
@@ -145,4 +153,6 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 if line.endswith("\n"):
-                    raise UserError(f"{path} line {number} is not JSON ({error}). Remove that line.") from error
+                    raise UserError(
+                        f"{path} line {number} is not JSON ({error}). Remove that line."
+                    ) from error

@@ -65,15 +65,15 @@ def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, mask, outs, kept = saved
     t = k.shape[2]
     blocks = query_blocks(q.shape[2], t, mask)
-    parts = [
-        _backward_block(q[:, :, rows], k[:, :, keys], v[:, :, keys], *kept_, out, d_out[:, :, rows])
-        for (rows, keys), kept_, out in zip(blocks, kept, outs, strict=True)
-    ]
+    parts = []
+    for (rows, keys), (weights, total), out in zip(blocks, kept, outs, strict=True):
+        block = (q[:, :, rows], k[:, :, keys], v[:, :, keys])
+        parts.append(_backward_block(*block, weights, total, out, d_out[:, :, rows]))
     dq, dk, dv = zip(*parts, strict=True)
-    keys = [keys for _, keys in blocks]
+    places = [keys for _, keys in blocks]
     # the barrier keeps the pieces out of the loops of what comes next (rotary embedding), which they would slow down
     return *jax.lax.optimization_barrier(
-        (jnp.concatenate(dq, axis=2), _sum(dk, keys, t), _sum(dv, keys, t))
+        (jnp.concatenate(dq, axis=2), _sum(dk, places, t), _sum(dv, places, t))
     ), None
 
 
