@@ -38,7 +38,9 @@ class Param:
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
-            raise ValueError(f"a Param needs one axis name a dimension; got shape {self.shape}, axes {self.axes}")
+            raise ValueError(
+                f"a Param needs one axis name a dimension; got shape {self.shape}, axes {self.axes}"
+            )
 
     @property
     def size(self) -> int:
@@ -105,7 +107,9 @@ def init(spec: Tree, key: jax.Array, dtype: Any = None, shardings: Any = None) -
             own = jax.random.fold_in(key, zlib.crc32(name.encode()))
             # the numbers are the same, but on one device XLA compiles the draw of a vector up to six times faster
             shape = (p.size,) if shardings is None else p.shape
-            return p.std * jax.random.normal(own, shape, dtype).reshape(p.shape)
+            normal = jax.random.normal(own, shape, dtype).reshape(p.shape)
+            # without the barrier XLA multiplies std into the draw's own constants, differently from mesh to mesh
+            return p.std * jax.lax.optimization_barrier(normal)
 
         return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
 
