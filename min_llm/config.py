@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def option(default: Any, help: str) -> Any:
 
 
 def nearest(given: str, valid: Sequence[str]) -> str:
-    """" Did you mean 'x'?" or the list of what is valid."""
+    """ " Did you mean 'x'?" or the list of what is valid."""
     close = difflib.get_close_matches(given, valid, n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else f" Valid: {', '.join(sorted(valid))}."
 
@@ -171,9 +172,17 @@ def dump(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
+    """The text of a YAML file that `load` reads back to the same configuration."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(dump(config)))
+    def literal(value: Any) -> Any:  # "${" in a prompt is text, not a reference to another key
+        if isinstance(value, str):
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        if isinstance(value, list):
+            return [literal(v) for v in value]
+        return {k: literal(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return OmegaConf.to_yaml(OmegaConf.create(literal(dump(config))))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -192,7 +201,9 @@ def fields_help(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
         if dataclasses.is_dataclass(kind):
             rows += fields_help(typing.cast(type, kind), f"{prefix}{field.name}.")
             continue
-        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        default = (
+            field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        )
         shown = "" if default is dataclasses.MISSING else "null" if default is None else str(default)
         rows.append((prefix + field.name, describe(kind), shown, field.metadata.get("help", "")))
     return rows
