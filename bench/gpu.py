@@ -1,0 +1,284 @@
+"""Everything that is asked of a GPU, in one command: correctness first, then speed.
+
+    python -m bench.gpu [--parts correct,mfu,torch,decode] [--smoke]
+
+    correct   every attention implementation and both models against the NumPy oracles, on the card
+    mfu       training tokens/s and MFU of 124M and 1B Llama shapes in bfloat16, packed documents
+    torch     the same shapes in PyTorch with torch.compile on the same card, where torch sees it
+    decode    tokens/s of generation and its share of the memory bandwidth
+
+Rows go to bench/results/gpu.<card>.json. --smoke runs tiny shapes on whatever device there is and writes nothing.
+nanoGPT's GPU setting over seeds is `python -m apps.nanogpt.run --configs gpt2-gpu llama-gpu`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bench import results
+
+PARTS = ("correct", "mfu", "torch", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A Llama and its batch: rows x length tokens, packed from documents of about a third of a row."""
+
+    name: str
+    model: dict[str, Any]
+    rows: int
+    length: int
+    remat: str = "none"
+
+
+def shapes(smoke: bool) -> list[Shape]:
+    if smoke:
+        tiny = {"n_layers": 2, "dim": 64, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 256}
+        return [Shape("tiny", tiny, 2, 64)]
+    small = {"n_layers": 12, "dim": 768, "n_heads": 12, "n_kv_heads": 4, "vocab_size": 32_000}
+    large = {"n_layers": 16, "dim": 2048, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 32_000}
+    return [
+        Shape("124M", {**small, "hidden_dim": 2560}, 32, 1024),
+        Shape("1B", {**large, "hidden_dim": 8192, "tie_embeddings": True}, 8, 2048, "selective"),
+    ]
+
+
+def config(shape: Shape) -> Any:
+    from min_llm.models import ModelConfig
+
+    return ModelConfig.from_mapping(
+        {"family": "llama", "max_seq_len": 4 * shape.length, **shape.model}, "model"
+    )
+
+
+def packed(shape: Shape, seed: int = 0) -> Any:
+    """A batch of random tokens with documents of random lengths."""
+    from min_llm.nn.batch import Batch
+
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, shape.model["vocab_size"], (shape.rows, shape.length + 1), dtype=np.int32)
+    starts = rng.random((shape.rows, shape.length)) < 3 / shape.length
+    starts[:, 0] = True
+    segments = np.cumsum(starts, axis=1, dtype=np.int32)
+    index = np.arange(shape.length, dtype=np.int32)
+    positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1).astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], positions=positions, segment_ids=segments)
+
+
+# Correctness
+
+
+def correct(smoke: bool) -> list[results.Row]:
+    """Largest differences to the NumPy oracles, float32 with full-precision products."""
+    import jax
+
+    from min_llm import models
+    from min_llm.kernels.attention import IMPLEMENTATIONS
+    from min_llm.nn.runtime import Runtime
+    from min_llm.reference import gpt2, llama
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    rows = []
+    base: dict[str, Any] = {"n_layers": 2, "dim": 64, "n_heads": 4, "vocab_size": 97, "max_seq_len": 200}
+    for family, oracle, extra in (("llama", llama, {"n_kv_heads": 2}), ("gpt2", gpt2, {})):
+        cfg = models.ModelConfig.from_mapping({"family": family, **base, **extra}, "model")
+        params = models.init(cfg, 0)
+        batch = packed(Shape("oracle", {"vocab_size": 97}, 2, 150))
+        want_loss, want = oracle.loss_and_grads(jax.tree.map(np.asarray, params), cfg, batch)
+        for name in IMPLEMENTATIONS:
+            runtime = Runtime(attention=name)
+
+            def loss(params: Any, runtime: Any = runtime, cfg: Any = cfg, batch: Any = batch) -> Any:
+                return models.loss_sum(params, cfg, batch, runtime) / batch.tokens.size
+
+            got_loss, got = jax.jit(jax.value_and_grad(loss))(params)
+            pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+            worst = max(float(np.abs(np.asarray(g) - w).max()) for g, w in pairs)
+            worst = max(worst, abs(float(got_loss) - float(want_loss)))
+            rows.append(
+                results.row(f"{family} {name}", "oracle_difference", "", "float32", worst, better="lower")
+            )
+            if worst > 1e-4:
+                raise SystemExit(f"{family} with {name} attention differs from the oracle by {worst:.2g}")
+    jax.config.update("jax_default_matmul_precision", None)
+    return rows
+
+
+# Training
+
+
+def timed(step: Callable[[], Any], n: int = 20, warm: int = 3) -> list[float]:
+    """Seconds of each of n calls; `step` returns when its work is done."""
+    seconds = []
+    for i in range(warm + n):
+        began = time.perf_counter()
+        step()
+        if i >= warm:
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def mfu(smoke: bool) -> list[results.Row]:
+    import jax
+
+    from min_llm import models, platform
+    from min_llm.nn.runtime import Runtime
+    from min_llm.plan import flops, hardware
+    from min_llm.train import optim, step
+    from min_llm.train.config import OptimConfig
+
+    rows = []
+    sheet = hardware.datasheet(platform.device_kind())
+    peak = platform.measure()["flops_bfloat16"]
+    for shape in shapes(smoke):
+        cfg = config(shape)
+        runtime = Runtime(dtype="bfloat16", scan=jax.default_backend() != "cpu", remat=shape.remat)  # type: ignore
+        optimizer = optim.optimizer(OptimConfig(), models.spec(cfg), 1000)
+        run = step.jit_step(step.make_step(step.language_model_loss(cfg, runtime), optimizer))
+        box = [step.init_state(models.init(cfg, 0), optimizer)]
+        batch = jax.device_put(packed(shape))
+
+        def one(run: Any = run, box: list = box, batch: Any = batch) -> None:
+            box[0], out = run(box[0], batch)
+            jax.block_until_ready((box[0], out))
+
+        seconds = timed(one, 3 if smoke else 20)
+        count = flops.flops_per_token(cfg, shape.length)
+        tokens = shape.rows * shape.length
+        rate = tokens / statistics.median(seconds)
+        spread = [tokens / max(seconds), tokens / min(seconds)]
+        common: dict[str, Any] = {"runs": len(seconds), "seed": 0, "formula": count.formula}
+        rows.append(
+            results.row(
+                f"train {shape.name}", "tokens_per_second", "tok/s", "bfloat16", rate, spread=spread, **common
+            )
+        )
+        for kind, top in (("measured", peak), ("datasheet", _bf16(sheet))):
+            if top:
+                value = flops.mfu(rate, count, top)
+                rows.append(
+                    results.row(
+                        f"train {shape.name}", f"mfu_{kind}", "", "bfloat16", value, peak=top, **common
+                    )
+                )
+    return rows
+
+
+def _bf16(sheet: Any) -> float | None:
+    return None if sheet is None else sheet.flops_bfloat16
+
+
+TORCH = """
+import json, sys, time, torch
+from peers.gpu import measure
+print(json.dumps(measure(json.loads(sys.argv[1]))))
+"""
+
+
+def torch(smoke: bool) -> list[results.Row]:
+    """The same shapes in PyTorch, in a process of its own so that the two never share the card's memory."""
+    rows = []
+    for shape in shapes(smoke):
+        request = {"model": dataclasses.asdict(config(shape)), "rows": shape.rows, "length": shape.length}
+        request["n"] = 3 if smoke else 20
+        done = subprocess.run(
+            [sys.executable, "-c", TORCH, json.dumps(request)],
+            capture_output=True,
+            text=True,
+            cwd=results.ROOT,
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            print(f"torch {shape.name}: not measured ({last})", file=sys.stderr)
+            continue
+        seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
+        tokens = shape.rows * shape.length
+        rows.append(
+            results.row(
+                f"train {shape.name}",
+                "tokens_per_second",
+                "tok/s",
+                "bfloat16",
+                None,
+                peer_name="torch.compile",
+                peer=tokens / statistics.median(seconds),
+                runs=len(seconds),
+                spread=[tokens / max(seconds), tokens / min(seconds)],
+            )
+        )
+    return rows
+
+
+# Decoding
+
+
+def decode(smoke: bool) -> list[results.Row]:
+    """Greedy tokens/s at batch 1 and 16, and the share of the measured bandwidth that reading the weights takes."""
+    from min_llm import models, platform, spec
+    from min_llm.infer.sample import Sampling, generate
+    from min_llm.nn.runtime import Runtime
+
+    rows = []
+    bandwidth = platform.measure()["bytes"]
+    for shape in shapes(smoke):
+        cfg = config(shape)
+        params = models.init(cfg, 0)
+        weights = 2 * spec.count(models.spec(cfg), "matrix", "head") or 1
+        n = 16 if smoke else 128
+        for batch in (1, 16):
+            prompts = [[1, 2, 3, 4]] * batch
+
+            def one(prompts: Any = prompts, cfg: Any = cfg, params: Any = params, n: int = n) -> None:
+                generate(params, cfg, Runtime(dtype="bfloat16", scan=True), prompts, n, Sampling(0.0))
+
+            seconds = timed(one, 2 if smoke else 5, 1)
+            rate = batch * n / statistics.median(seconds)
+            case = f"decode {shape.name} batch {batch}"
+            rows.append(results.row(case, "tokens_per_second", "tok/s", "bfloat16", rate, runs=len(seconds)))
+            share = rate / batch * weights / bandwidth
+            rows.append(results.row(case, "bandwidth_share", "", "bfloat16", share, runs=len(seconds)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, any device, nothing written")
+    options = parser.parse_args()
+    import jax
+
+    import min_llm  # noqa: F401
+
+    if jax.default_backend() == "cpu" and not options.smoke:
+        sys.exit("JAX sees no GPU here, so there is nothing to measure; --smoke tries the script on a CPU.")
+    from min_llm import platform
+
+    card = re.sub(r"[^\w]+", "-", platform.device_kind()).strip("-").lower()
+    for part in options.parts.split(","):
+        if part not in PARTS:
+            sys.exit(f"There is no part {part!r}; the parts are {', '.join(PARTS)}.")
+        rows = globals()[part](options.smoke)
+        for made in rows:
+            value = made["ours"] if made["ours"] is not None else made["peer"]
+            print(
+                f"{made['case']:24} {made['metric']:20} {value:14.5g} {made['unit']} {made['peer_name'] or ''}"
+            )
+        if not options.smoke:
+            print(f"wrote {results.write('gpu', rows, machine=card)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""The GPU benchmark runs to its end on a CPU: nobody finds out on a lent card that it does not."""
+
+import subprocess
+import sys
+
+
+def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_path):
+    command = [sys.executable, "-m", "bench.gpu", "--smoke", "--parts", "correct,mfu,decode"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    differences = [float(line.split()[-1]) for line in lines if "oracle_difference" in line]
+    assert len(differences) == 6 and max(differences) < 1e-5
+    assert sum("tokens_per_second" in line for line in lines) == 3
+    assert "wrote" not in done.stdout
+
+
+def test_without_a_gpu_it_says_so():
+    done = subprocess.run([sys.executable, "-m", "bench.gpu"], capture_output=True, text=True, timeout=100)
+    assert done.returncode != 0 and "no GPU" in done.stderr
