@@ -122,13 +122,14 @@ def describe(cfg: RunConfig, task: Task) -> str:
 
 def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> Hook:
     """Continue the prompts and append what comes to samples.md."""
-    from min_llm.infer.sample import Sampling, generate
+    from min_llm.infer.sample import Sampling, check, generate
     from min_llm.infer.text import prompt_tokens
     from min_llm.reporting import reporter
     from min_llm.train.loop import Hook
 
     tokenizer, s = data.tokenizer, cfg.sample
-    prompts = [prompt_tokens(tokenizer, text) for text in s.prompts]
+    prompts, sampling = [prompt_tokens(tokenizer, text) for text in s.prompts], Sampling(s.temperature)
+    check(cfg.model, prompts, s.max_tokens)  # now, not after hours of training
 
     def call(step: int, params: Any) -> None:
         out = generate(
@@ -137,7 +138,7 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
             task.runtime,
             prompts,
             s.max_tokens,
-            Sampling(s.temperature),
+            sampling,
             step,
             tokenizer.eos,
         )

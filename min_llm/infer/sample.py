@@ -57,6 +57,21 @@ def nucleus(logits: Float[Array, "b v"], top_p: float) -> Float[Array, "b v"]:
     return jnp.where(jnp.take_along_axis(keep, rank, -1), logits, -jnp.inf)
 
 
+def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
+    """The length of the longest prompt; a sentence where `generate` cannot continue them."""
+    if not prompts or any(len(p) == 0 for p in prompts):
+        raise UserError("Every prompt needs at least one token to continue.")
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    longest = max(len(p) for p in prompts)
+    if longest + max_tokens > cfg.max_seq_len:
+        raise UserError(
+            f"A prompt of {longest} tokens and {max_tokens} new ones do not fit the model's max_seq_len of "
+            f"{cfg.max_seq_len}. Shorten the prompt or ask for fewer tokens."
+        )
+    return longest
+
+
 def generate(
     params: Any,
     cfg: ModelConfig,
@@ -71,17 +86,8 @@ def generate(
 
     Prompt and continuation must fit max_seq_len together.
     """
-    if not prompts or any(len(p) == 0 for p in prompts):
-        raise UserError("Every prompt needs at least one token to continue.")
-    if max_tokens < 1:
-        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    longest = check(cfg, prompts, max_tokens)
     lengths = np.array([len(p) for p in prompts], np.int32)
-    longest = int(lengths.max())
-    if longest + max_tokens > cfg.max_seq_len:
-        raise UserError(
-            f"A prompt of {longest} tokens and {max_tokens} new ones do not fit the model's max_seq_len of "
-            f"{cfg.max_seq_len}. Shorten the prompt or ask for fewer tokens."
-        )
     tokens = np.zeros((len(prompts), min(_bucket(longest), cfg.max_seq_len)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt

@@ -53,13 +53,17 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Write the checkpoint of `step` in the background; an earlier one is waited for, its error raised here.
 
-        The state is copied on the device first: the training loop donates the original to its next step.
+        The state is copied on the device first, because the training loop donates the original to its next step;
+        meta is written down at once.
         """
         self.wait()
+        text = json.dumps(
+            {"format": FORMAT, "version": VERSION, **meta}
+        )  # now: the loop goes on changing its lists
         snapshot = jax.tree.map(jnp.copy, state)
         jax.block_until_ready(snapshot)
         self._thread = threading.Thread(
-            target=self._write, args=(step, snapshot, meta), name=f"checkpoint-{step}"
+            target=self._write, args=(step, snapshot, text), name=f"checkpoint-{step}"
         )
         self._thread.start()
 
@@ -72,13 +76,13 @@ class Checkpoints:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+    def _write(self, step: int, state: Any, meta: str) -> None:
         temporary = self.folder / f".{step}.saving"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             _save_arrays(temporary / "arrays", state)
-            (temporary / "meta.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **meta}))
+            (temporary / "meta.json").write_text(meta)
             (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary), indent=0))
             _sync(temporary)
             final = self.folder / str(step)

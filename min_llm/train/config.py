@@ -44,7 +44,7 @@ class TrainConfig:
     eval_tokens: int = option(0, "validation tokens a validation scores; 0: the whole split")
     probe: bool = option(False, "record activation, gradient and weight statistics and attention entropy")
     probe_every: int = option(50, "steps between probes")
-    profile: str = option("", "steps to trace with JAX's profiler, as FIRST:LAST")
+    profile: str = option("", "steps to trace with JAX's profiler, as FIRST-LAST")
     spike_z: float = option(6.0, "standard deviations above the recent mean that make a loss spike; 0: off")
 
 
@@ -115,10 +115,10 @@ def check(cfg: RunConfig) -> RunConfig:
 
 
 def profile_steps(text: str) -> tuple[int, int]:
-    """ "10:12" -> (10, 12)."""
-    first, _, last = text.partition(":")
+    """ "10-12" -> (10, 12). No colon: YAML reads 10:12 as a number in base 60."""
+    first, _, last = text.partition("-")
     if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
-        raise UserError(f"'train.profile' is {text!r}; give the steps to trace as FIRST:LAST, for example 10:12.")
+        raise UserError(f"'train.profile' is {text!r}; give the steps to trace as FIRST-LAST, for example 10-12.")
     return int(first), int(last)
 
 

@@ -43,7 +43,7 @@ class Clock:
 
 
 class Trace:
-    """`train.profile=FIRST:LAST`: a JAX profiler trace of those steps, in profile/."""
+    """`train.profile=FIRST-LAST`: a JAX profiler trace of those steps, in profile/."""
 
     def __init__(self, steps: str, folder: Path) -> None:
         self.steps = profile_steps(steps) if steps else None

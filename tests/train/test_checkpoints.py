@@ -75,13 +75,15 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path, monkeypatch):
     """The loop goes on at once and reuses the arrays' memory."""
     go, write = threading.Event(), module._save_arrays
     monkeypatch.setattr(module, "_save_arrays", lambda *a: (go.wait(60), write(*a)))
-    checkpoints, live = Checkpoints(tmp_path), state(1)
-    checkpoints.save(1, live, {"parameters": describe(SPEC)})
+    checkpoints, live, losses = Checkpoints(tmp_path), state(1), [1.0]
+    checkpoints.save(1, live, {"parameters": describe(SPEC), "losses": losses})
+    losses.append(2.0)
     live = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(live)
     assert checkpoints.steps() == []  # and nothing half-written has the name of a checkpoint
     go.set()
     checkpoints.wait()
-    assert same(restore(checkpoints, 1)[0], state(1))
+    found, meta = restore(checkpoints, 1)
+    assert same(found, state(1)) and meta["losses"] == [1.0]
 
 
 @pytest.mark.parametrize(
