@@ -41,8 +41,8 @@ def pretraining(
 
     begun_with: the runtime of a run that goes on (`run.begun_with`); it stands where the configuration says "auto".
     """
-    data = prepare(cfg.data)
-    cfg = check(with_vocabulary(cfg, data.tokenizer.vocab_size))
+    data = prepare(check(cfg).data)  # a setting that cannot work is refused before minutes of preparation
+    cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
     runtime = keep(resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1)), cfg.runtime, begun_with or {})
     evaluator = Evaluator(cfg.model, runtime)
 
