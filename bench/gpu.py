@@ -64,6 +64,8 @@ def config(shape: Shape) -> Any:
 
 def packed(shape: Shape, seed: int = 0) -> Any:
     """A batch of random tokens with documents of random lengths."""
+    import jax.numpy as jnp
+
     from min_llm.nn.batch import Batch
 
     rng = np.random.default_rng(seed)
@@ -73,7 +75,8 @@ def packed(shape: Shape, seed: int = 0) -> Any:
     segments = np.cumsum(starts, axis=1, dtype=np.int32)
     index = np.arange(shape.length, dtype=np.int32)
     positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1).astype(np.int32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], positions=positions, segment_ids=segments)
+    fields: Any = dict(positions=positions, segment_ids=segments)
+    return Batch(*(jnp.asarray(t) for t in (tokens[:, :-1], tokens[:, 1:])), **fields)
 
 
 # Correctness
