@@ -87,7 +87,9 @@ def use_compilation_cache() -> None:
 
     import jax
 
-    unserialisable = "Error writing persistent compilation cache entry .*ToProto is not implemented for thunk kind"
+    unserialisable = (
+        "Error writing persistent compilation cache entry .*ToProto is not implemented for thunk kind"
+    )
     warnings.filterwarnings("ignore", unserialisable, UserWarning)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(home() / "xla"))

@@ -49,7 +49,9 @@ class ModelConfig:
         if name is not None:
             cfg = preset(name)
             if given.get("family", cfg.family) != cfg.family:
-                raise UserError(f"Preset {name!r} is a {cfg.family}, but '{path}.family' says {given['family']!r}.")
+                raise UserError(
+                    f"Preset {name!r} is a {cfg.family}, but '{path}.family' says {given['family']!r}."
+                )
             base = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
             return build_fields(type(cfg), base | rest, path).checked(path)
         family = given.get("family", "llama")
@@ -89,7 +91,9 @@ def preset(name: str) -> ModelConfig:
 def spec(cfg: ModelConfig) -> Any:
     """The parameter tree of a config, with `Param` leaves."""
     if cfg.vocab_size <= 0:
-        raise UserError("The model's vocab_size is not set. Give model.vocab_size, or train with a tokenizer.")
+        raise UserError(
+            "The model's vocab_size is not set. Give model.vocab_size, or train with a tokenizer."
+        )
     return of(cfg).spec(cfg)
 
 

@@ -58,7 +58,9 @@ class Config(ModelConfig):
         if min(self.n_layers, self.dim, self.n_heads) < 1:
             raise UserError(f"'{path}' needs n_layers, dim and n_heads of at least 1.")
         if self.dim % self.n_heads:
-            raise UserError(f"'{path}.dim' ({self.dim}) must be a multiple of '{path}.n_heads' ({self.n_heads}).")
+            raise UserError(
+                f"'{path}.dim' ({self.dim}) must be a multiple of '{path}.n_heads' ({self.n_heads})."
+            )
         return self
 
 

@@ -143,7 +143,14 @@ def forward(
 
 
 def attention(
-    w: Layer, cfg: Config, x: Float[Array, "b s d"], rope: tuple, mask: Any, i: Any, cache: Any, runtime: Runtime
+    w: Layer,
+    cfg: Config,
+    x: Float[Array, "b s d"],
+    rope: tuple,
+    mask: Any,
+    i: Any,
+    cache: Any,
+    runtime: Runtime,
 ) -> tuple[Float[Array, "b s d"], Any]:
     n = rms_norm(x, w.attn_norm, cfg.norm_eps)
     q = rotate(dot("bsd,dhk->bshk", n, w.wq), *rope)
@@ -166,7 +173,9 @@ def _llama3(n_layers: int, dim: int, n_heads: int, hidden_dim: int, **changes: A
 
 
 # Llama 3.2 (llama-models): tied embeddings, context extended with factor 32, not 8
-_LLAMA32: dict[str, Any] = dict(tie_embeddings=True, max_seq_len=131_072, rope_scaling=RopeScaling(factor=32.0))
+_LLAMA32: dict[str, Any] = dict(
+    tie_embeddings=True, max_seq_len=131_072, rope_scaling=RopeScaling(factor=32.0)
+)
 
 PRESETS = {
     "llama3-8b": _llama3(32, 4096, 32, 14_336),

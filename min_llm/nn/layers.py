@@ -47,7 +47,9 @@ def _probed(body: Body, index: Any, weights: Any, x: Array, cache: Any) -> tuple
     return carry, stats
 
 
-def _scan(layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
+def _scan(
+    layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int
+) -> tuple[Array, Any, probe.Stats]:
     def step(carry: Carry, xs: tuple) -> tuple[Carry, probe.Stats]:
         index, weights = xs
         return layer(index, weights, *carry)
@@ -56,7 +58,9 @@ def _scan(layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int) -
     return x, cache, stats
 
 
-def _unroll(layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int) -> tuple[Array, Any, probe.Stats]:
+def _unroll(
+    layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int
+) -> tuple[Array, Any, probe.Stats]:
     rows = []
     for i, weights in enumerate(unstack(stack, n)):
         (x, cache), stats = layer(first + i, weights, x, cache)

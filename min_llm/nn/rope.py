@@ -42,7 +42,9 @@ def angles(
 ) -> tuple[Float[Array, "b s 1 2 half"], Float[Array, "b s 1 2 half"]]:
     """cos and signed sin of every position and pair, float32, shaped to multiply heads whose last axis is split into
     its two halves: the first half of a pair is turned with −sin, the second with +sin."""
-    angle = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies(head_dim, theta, scaling), jnp.float32)
+    angle = positions[..., None].astype(jnp.float32) * jnp.asarray(
+        frequencies(head_dim, theta, scaling), jnp.float32
+    )
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.stack([cos, cos], axis=-2)[:, :, None], jnp.stack([-sin, sin], axis=-2)[:, :, None]
 

@@ -34,7 +34,9 @@ class RuntimeConfig:
     )
     attention: Literal["auto", "reference", "xla", "blockwise"] = option("auto", "attention implementation")
     layers: Literal["auto", "scan", "unroll"] = option("auto", "run layers by lax.scan or unrolled")
-    remat: Remat = option("none", "what the backward pass recomputes: nothing, cheap operations, all, or offload")
+    remat: Remat = option(
+        "none", "what the backward pass recomputes: nothing, cheap operations, all, or offload"
+    )
     logits_per_chunk: int = option(LOGITS_PER_CHUNK, "logits the chunked loss holds at once")
 
 
