@@ -147,29 +147,44 @@ def fresh_home(monkeypatch, tmp_path):
         platform, "_matmul_flops", lambda n, dtype, repeats: calls.append(dtype) or rates[dtype]
     )
     monkeypatch.setattr(platform, "_copy_bytes", lambda repeats: 5.0)
-    calls, rates = [], {"float32": 10.0, "bfloat16": 20.0}
-    return calls, rates
+    monkeypatch.setattr(platform.os, "getloadavg", lambda: (load[0], 0.0, 0.0))
+    calls, rates, load = [], {"float32": 10.0, "bfloat16": 20.0}, [0.0]
+    platform.measure.cache_clear()
+    yield calls, rates, load
+    platform.measure.cache_clear()
 
 
 def test_peaks_are_measured_once_a_machine(fresh_home):
-    calls, _ = fresh_home
-    assert platform.measure() == {"flops_float32": 10.0, "flops_bfloat16": 20.0, "bytes": 5.0}
+    calls, _, _ = fresh_home
+    assert platform.measure() == {"flops_float32": 10.0, "flops_bfloat16": 20.0, "bytes": 5.0, "busy": 0.0}
+    platform.measure.cache_clear()  # as the next process does
     assert platform.measure()["bytes"] == 5.0
     assert calls == ["float32", "bfloat16"]
     assert len(json.loads((platform.home() / "hardware.json").read_text())) == 1
 
 
+def test_a_busy_machine_is_measured_again_and_the_higher_figures_stay(fresh_home):
+    calls, rates, load = fresh_home
+    load[0], rates["bfloat16"] = 100.0, 7.0
+    assert platform.measure()["busy"] == 1.0
+    platform.measure.cache_clear()
+    load[0], rates["bfloat16"], rates["float32"] = 0.0, 20.0, 9.0
+    assert platform.measure() == {"flops_float32": 10.0, "flops_bfloat16": 20.0, "bytes": 5.0, "busy": 0.0}
+    assert len(calls) == 4
+
+
 def test_a_broken_record_is_measured_anew(fresh_home):
-    calls, _ = fresh_home
+    calls, _, _ = fresh_home
     platform.write_atomic(platform.home() / "hardware.json", "{broken")
     assert platform.measure()["bytes"] == 5.0
     assert calls
 
 
 def test_bfloat16_must_be_clearly_faster(fresh_home):
-    _, rates = fresh_home
+    _, rates, _ = fresh_home
     assert platform.fast_dtype() == "bfloat16"
     rates["bfloat16"] = 12.0
+    platform.measure.cache_clear()
     (platform.home() / "hardware.json").unlink()
     assert platform.fast_dtype() == "float32"
 
