@@ -25,7 +25,11 @@ from min_llm.train.run import load_config
 from scripts.evidence import commit
 
 APPS = Path(__file__).resolve().parent
-MIN_LLM = [sys.executable, "-c", "from min_llm.cli.main import main; main()"]
+MIN_LLM = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'min-llm'; from min_llm.cli.main import main; main()",
+]
 
 
 @dataclasses.dataclass(frozen=True)

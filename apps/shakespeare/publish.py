@@ -24,8 +24,12 @@ def peers(folder: Path) -> list[tuple[str, float]]:
     found = history.read_json(folder / "baselines.json")
     if found is None:
         raise SystemExit(f"{folder} has no baselines.json; train the demo with log.baselines=true")
-    gram = found["kneser_ney"]
-    return [("xz -9", found["xz_9"]["alone"]), (f"{gram['order']}-gram", gram["bits_per_byte"])]
+    xz, gram = found["xz_9"], found["kneser_ney"]
+    return [
+        ("xz -9", xz["alone"]),
+        ("xz -9 knowing the training text", xz["conditional"]),
+        (f"{gram['order']}-gram", gram["bits_per_byte"]),
+    ]
 
 
 def rows(folder: Path) -> list[bench.Row]:
@@ -69,7 +73,11 @@ def draw(folder: Path, path: Path) -> None:
     axis = figure.subplots()
     axis.plot(*zip(*train, strict=True), color="#7aa6d8", label="training, smoothed")
     axis.plot(*zip(*val, strict=True), "o-", color="#1f5fa8", markersize=4, label="validation")
-    for (name, value), colour in zip(peers(folder), ("#b5651d", "#7a7a7a"), strict=True):
+    end = (max(seconds.values()), run.bits_per_byte)
+    axis.plot(
+        *end, "D", color="#b0203a", markersize=5, label=f"whole validation text: {run.bits_per_byte:.2f}"
+    )
+    for (name, value), colour in zip(peers(folder), ("#7a7a7a", "#7a7a7a", "#b5651d"), strict=True):
         axis.axhline(value, color=colour, linestyle="--", linewidth=1)
         axis.annotate(f"{name}: {value:.2f}", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                       color=colour)  # fmt: skip

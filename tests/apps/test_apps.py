@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 
 import jax
 import pytest
@@ -215,3 +216,32 @@ def test_an_unfinished_run_is_no_result(demo):
     (demo / "config.yaml").write_text(config_lib.to_yaml(cfg))
     with pytest.raises(ValueError, match="stopped after step 20 of 30"):
         results.read(demo)
+
+
+def test_a_step_is_measured_without_the_first_ones(tmp_path, monkeypatch):
+    """60 steps: 20 that take a second each, then 40 of a quarter of a second."""
+
+    def train(config, changes, out):
+        assert changes["train.steps"] == 60 and changes["data.tune"] == "true"
+        elapsed = {n: min(n, 20) + max(n - 20, 0) / 4 for n in range(10, 61, 10)}
+        lines = [
+            {"step": n, "kind": "train", "loss": 1.0, "perf": {"elapsed": s}} for n, s in elapsed.items()
+        ]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return dataclasses.replace(trained(1, 1.0), folder=tmp_path)
+
+    monkeypatch.setattr(three_minutes.results, "train", train)
+    assert three_minutes.seconds_per_step(ROOT, {"data.tune": "true"}, tmp_path) == 0.25
+
+
+def test_training_is_the_command_line_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """What an earlier run left is removed first, and a failure is the caller's to see."""
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "config.yaml").write_text("stale")
+    monkeypatch.setattr(results, "read", lambda folder: folder)
+    monkeypatch.setattr(results, "MIN_LLM", ["echo"])
+    assert results.train(ROOT / "x.yaml", {"name": "again", "train.steps": 3}, tmp_path) == tmp_path / "again"
+    assert not (tmp_path / "again").exists()
+    monkeypatch.setattr(results, "MIN_LLM", ["false"])
+    with pytest.raises(subprocess.CalledProcessError):
+        results.train(ROOT / "x.yaml", {"name": "again"}, tmp_path)
