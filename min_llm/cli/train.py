@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from min_llm.config import UserError
 
 if TYPE_CHECKING:
     from min_llm.data.prepare import Prepared
@@ -55,7 +60,6 @@ def train(
     """Train a model, or resume its run."""
     from min_llm import config as config_lib
     from min_llm import platform
-    from min_llm.config import UserError
     from min_llm.reporting import reporter
     from min_llm.train.config import RunConfig
 
@@ -86,7 +90,7 @@ def run(cfg: RunConfig) -> tuple[bool, Path]:
     from min_llm.train.run import begun_with, open_run
 
     cfg, task, data = pretraining(cfg, begun_with(cfg))
-    with open_run(cfg) as opened, reporter().log_to(opened.folder / "log.txt"):
+    with disk_errors(Path(cfg.out) / cfg.name), open_run(cfg) as opened, reporter().log_to(opened.folder / "log.txt"):
         folder = opened.folder
         data.tokenizer.save(folder / "tokenizer.json")
         write_atomic(
@@ -108,6 +112,20 @@ def run(cfg: RunConfig) -> tuple[bool, Path]:
         finally:
             write_report(folder, running=False)
     return outcome.finished, folder
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full or failing disk becomes a sentence with the way out, whichever file met it first."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}. Make room or give another folder with out=FOLDER, then "
+            "start the same command again; a run resumes from its last checkpoint."
+        ) from error
 
 
 def describe(cfg: RunConfig, task: Task) -> str:

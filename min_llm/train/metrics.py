@@ -6,6 +6,7 @@ same configuration would not reproduce (times, throughput, memory) is under "per
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -43,7 +44,8 @@ class Metrics:
             self.wandb.log(scalars, step=step)
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # every row was flushed: what is left is the one whose error was raised
+            self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
         if self.wandb is not None:

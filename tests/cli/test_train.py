@@ -1,10 +1,13 @@
 """From a text to samples and a report at the command line: train, sample, report, info, probe."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
 
+from min_llm.train import metrics
 from tests.train.runs import command_line, text, write_config
 
 NAME = "tiny"
@@ -20,7 +23,20 @@ def trained(tmp_path_factory):
         def readouterr(self):
             return "", ""
 
-    command_line(Captured(), "train", path)
+    # SIGTERM in the middle, as a scheduler sends it; the same command goes on.
+    with pytest.MonkeyPatch.context() as patch:
+        write = metrics.Metrics.write
+
+        def stop(self, step, kind, *rest):
+            if (step, kind) == (6, "train"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return write(self, step, kind, *rest)
+
+        patch.setattr(metrics.Metrics, "write", stop)
+        assert command_line(Captured(), "train", path)[0] == 143
+    said = (folder / "runs" / NAME / "log.txt").read_text()
+    assert "SIGTERM: finishing the step, then saving." in said and "the same command resumes" in said
+    assert command_line(Captured(), "train", path)[0] == 0
     return folder / "runs" / NAME, path
 
 
@@ -62,7 +78,7 @@ def test_samples_go_to_standard_output(trained, capsys):
     assert set(out) <= set(text(folder.parents[1]).read_text())
     assert command_line(capsys, *words)[1] == out  # the seed decides
     status, _, err = command_line(capsys, "sample", folder, "--step", 5)
-    assert status == 2 and "does not have the checkpoint of step 5 (it has: 4, 8)" in err
+    assert status == 2 and "does not have the checkpoint of step 5 (it has: 7, 8)" in err
     status, _, err = command_line(capsys, "sample", folder, "--max-tokens", 100)
     assert status == 2 and "do not fit the model's max_seq_len of 16" in err
 

@@ -124,11 +124,18 @@ def test_a_disk_that_is_full_only_for_the_checkpoint(tmp_path):
     assert train(cfg).finished
 
 
-def test_a_full_disk_at_the_command_line(tmp_path, small_disk, capsys):
-    """No room for the run folder's first files."""
-    (small_disk / "filler").write_bytes(bytes(2**21))
-    status, out, err = command_line(capsys, "train", write_config(tmp_path, out=str(small_disk)))
-    assert status == 2 and out == "" and "No space left on device" in err and "Traceback" not in err
+@pytest.mark.parametrize("kept", [0, 24_000])
+def test_a_full_disk_at_the_command_line(tmp_path, small_disk, capsys, kept):
+    """No room for the run folder's first files, or none for long."""
+    (small_disk / "filler").write_bytes(bytes(2**21 - kept))
+    words = ("train", write_config(tmp_path, out=str(small_disk)), "train.steps=2000", "train.log_every=1")
+    status, out, err = command_line(capsys, *words, "train.eval_every=0", "checkpoint.every=0")
+    last = err.strip().splitlines()[-1]
+    assert status == 2 and out == "" and "Traceback" not in err
+    assert (
+        last.startswith(f"min-llm: {small_disk}/run") and "cannot be written: No space left on device" in last
+    )
+    assert "start the same command again" in last
 
 
 def test_a_read_only_folder(tmp_path, capsys):
