@@ -61,6 +61,7 @@ def test_initial_values_depend_on_name_and_seed_alone():
     joined = init({**SPEC, "embed": MATRIX, "aaa": MATRIX, "zzz": MATRIX}, jax.random.key(3))
     np.testing.assert_array_equal(params["layers"][0]["w"], joined["layers"][0]["w"])
     assert not np.array_equal(joined["aaa"], joined["zzz"])
+    jax.tree.map(np.testing.assert_array_equal, params, init(SPEC, jax.random.key(3)))
     other = init(SPEC, jax.random.key(4))
     assert not np.array_equal(params["embed"], other["embed"])
 

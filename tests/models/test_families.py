@@ -117,13 +117,10 @@ def test_more_tokens_than_learned_positions_are_refused():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_initial_weights(name):
-    """Deterministic in the seed; matrices have the spec's standard deviation, the rest its constant; what writes
+    """Matrices have the spec's standard deviation, the rest its constant; what writes
     into the residual stream is smaller by the square root of twice the depth."""
     cfg = build(ModelConfig, {"family": name, "dim": 64, "n_layers": 8, "vocab_size": 300}, "model")
     spec, params = models.spec(cfg), models.init(cfg, 7)
-    again, other = models.init(cfg, 7), models.init(cfg, 8)
-    jax.tree.map(np.testing.assert_array_equal, params, again)
-    assert not np.array_equal(params.embed, other.embed)
     for (leaf, p), x in zip(spec_lib.leaves(spec), jax.tree.leaves(params), strict=True):
         assert x.shape == p.shape
         assert x.dtype == np.float32
