@@ -71,7 +71,7 @@ def make_step(
         loss, grads, stats = _gradients(loss_sum, state.params, batch, key, micro_batches, probing)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics: Metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics: Metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         if probing:
             metrics["probe"] = stats | tree_statistics("grad", grads) | tree_statistics("param", params)
         return State(state.step + 1, params, opt), metrics
