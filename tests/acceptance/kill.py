@@ -103,7 +103,7 @@ class Case:
 def measure(case: Case, kills: int, draw: random.Random) -> Iterator[tuple[str, object, str, bool, str]]:
     """Claims of one case, without its name."""
     start, training = case.finish("whole")
-    if len(os.sched_getaffinity(0)) > 1:
+    if case.cold and len(os.sched_getaffinity(0)) > 1:
         case.finish("one-core", {min(os.sched_getaffinity(0))})
         found = runs.differences(case.folder / "runs/one-core", case.folder / "runs/whole")
         yield "one core against all: rows and arrays that differ", len(found), "0", not found, ""
