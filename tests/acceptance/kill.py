@@ -48,14 +48,13 @@ class Case:
         self.config = runs.write_config(folder, **{**SETTINGS, "runtime.dtype": dtype})
         self.output = folder / "output.txt"
 
-    def start(self, name: str, cores: set[int] | None = None) -> subprocess.Popen:
+    def start(self, name: str) -> subprocess.Popen:
         """Start or resume a run in a process of its own."""
         if self.cold:
             shutil.rmtree(self.home / "xla", ignore_errors=True)
-        pin = f"import os; os.sched_setaffinity(0, {cores})\n" if cores else ""
         with self.output.open("a") as output:
             return subprocess.Popen(
-                [sys.executable, "-c", pin + runs.MAIN, "train", str(self.config), f"name={name}"],
+                [sys.executable, "-c", runs.MAIN, "train", str(self.config), f"name={name}"],
                 cwd=runs.ROOT,
                 env={**os.environ, "MIN_LLM_HOME": str(self.home)},
                 stdin=subprocess.DEVNULL,
@@ -63,10 +62,10 @@ class Case:
                 stderr=output,
             )
 
-    def finish(self, name: str, cores: set[int] | None = None) -> tuple[float, float]:
+    def finish(self, name: str) -> tuple[float, float]:
         """Run to the end; seconds until the step was compiled, and from there."""
         began = time.monotonic()
-        child = self.start(name, cores)
+        child = self.start(name)
         self.wait_for_training(child, name, self.compiled(name))
         started = time.monotonic()
         if child.wait(LIMIT):
@@ -103,11 +102,6 @@ class Case:
 def measure(case: Case, kills: int, draw: random.Random) -> Iterator[tuple[str, object, str, bool, str]]:
     """Claims of one case, without its name."""
     start, training = case.finish("whole")
-    if case.cold and len(os.sched_getaffinity(0)) > 1:
-        case.finish("one-core", {min(os.sched_getaffinity(0))})
-        found = runs.differences(case.folder / "runs/one-core", case.folder / "runs/whole")
-        yield "one core against all: rows and arrays that differ", len(found), "0", not found, ""
-
     in_start = round(kills * IN_START / KILLS)
     moments = [True] * in_start + [False] * (kills - in_start)
     draw.shuffle(moments)

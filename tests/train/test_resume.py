@@ -94,15 +94,14 @@ KILLS = {
 
 
 @pytest.mark.parametrize("dtype, moment", [("float32", "while saving"), ("bfloat16", "between checkpoints")])
-def test_killed_outright(tmp_path, dtype, moment):
-    """The real model, its data and samples, in processes of their own."""
+def test_killed_outright(tmp_path, capsys, dtype, moment):
+    """The real model, its data and samples; what is killed runs in processes of its own."""
     path = runs.write_config(tmp_path, **{"runtime.dtype": dtype})
-    children = ["", f"import os\ndef kill(): os.kill(os.getpid(), 9)\n{KILLS[moment]}", ""]
-    for i, prelude in enumerate(children):
-        child = runs.start("train", path, f"name={'whole' if i == 0 else 'killed'}", prelude=prelude)
+    assert runs.command_line(capsys, "train", path, "name=whole")[0] == 0
+    for prelude in (f"import os\ndef kill(): os.kill(os.getpid(), 9)\n{KILLS[moment]}", ""):
+        child = runs.start("train", path, "name=killed", prelude=prelude)
         said, _ = child.communicate(timeout=600)
-        expected = -signal.SIGKILL if prelude else 0
-        assert child.returncode == expected, said
+        assert child.returncode == (-signal.SIGKILL if prelude else 0), said
     folder = tmp_path / "runs/killed"
     assert differences(folder, tmp_path / "runs/whole") == []
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["12", "8"]
@@ -179,6 +178,6 @@ def test_what_a_checkpoint_keeps_beside_the_arrays(tmp_path):
     train(cfg, [signal_at(6)])
     meta = Run(tmp_path / "runs/run", cfg).checkpoints.read_meta(7)
     assert meta["step"] == 7 and len(meta["losses"]) == 1 and len(meta["monitor"]) == 7
-    assert meta["runtime"]["dtype"] == "float32" and meta["software"]["jaxlib"]
+    assert meta["runtime"]["dtype"] == "float32" and meta["software"]["jaxlib"] and meta["software"]["cores"]
     assert meta["config"]["train"]["steps"] == 12
     json.dumps(meta)
