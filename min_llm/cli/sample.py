@@ -14,7 +14,9 @@ def sample(
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
     max_tokens: Annotated[int, typer.Option(help="tokens of each sample")] = 200,
     top_k: Annotated[int, typer.Option(help="sample among the k most likely tokens; 0: all")] = 0,
-    top_p: Annotated[float, typer.Option(help="sample among the likeliest tokens of this total probability")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="sample among the likeliest tokens of this total probability")
+    ] = 1.0,
     n: Annotated[int, typer.Option("-n", help="number of samples")] = 1,
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
     step: Annotated[int | None, typer.Option(help="checkpoint to use; default: the latest")] = None,

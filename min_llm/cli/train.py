@@ -90,7 +90,11 @@ def run(cfg: RunConfig) -> tuple[bool, Path]:
     from min_llm.train.run import begun_with, open_run
 
     cfg, task, data = pretraining(cfg, begun_with(cfg))
-    with disk_errors(Path(cfg.out) / cfg.name), open_run(cfg) as opened, reporter().log_to(opened.folder / "log.txt"):
+    with (
+        disk_errors(Path(cfg.out) / cfg.name),
+        open_run(cfg) as opened,
+        reporter().log_to(opened.folder / "log.txt"),
+    ):
         folder = opened.folder
         data.tokenizer.save(folder / "tokenizer.json")
         write_atomic(

@@ -5,7 +5,8 @@
                   x += w_down · (silu(w_gate·n) ∘ w_up·n),             n = rms_norm(x)      SwiGLU
     logits = head · rms_norm(x)
 
-Shapes: b batch, s sequence, d model dimension, h query heads, g key-value heads, k head dimension, f hidden, v vocabulary.
+Shapes: b batch, s sequence, d model dimension, h query heads, g key-value heads, k head dimension, f hidden,
+v vocabulary.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ class OptimConfig:
     beta2: float = option(0.95, "AdamW second-moment decay")
     eps: float = option(1e-8, "AdamW epsilon")
     weight_decay: float = option(0.1, "decoupled weight decay")
-    decay_roles: tuple[Role, ...] = option(("matrix", "embedding", "head"), "parameter roles that are decayed")
+    decay_roles: tuple[Role, ...] = option(
+        ("matrix", "embedding", "head"), "parameter roles that are decayed"
+    )
     clip: float = option(1.0, "largest global gradient norm; 0: no clipping")
 
 
@@ -65,7 +67,9 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    baselines: bool = option(False, "after training, measure xz -9 and a 5-gram on the validation text, for the report")
+    baselines: bool = option(
+        False, "after training, measure xz -9 and a 5-gram on the validation text, for the report"
+    )
     tensorboard: bool = option(True, "write TensorBoard event files to tensorboard/")
     wandb: bool = option(False, "log to Weights & Biases (extra: wandb)")
 
@@ -86,7 +90,16 @@ class RunConfig:
 
 
 # What may change when a run is resumed: none of it touches the numbers.
-FREE_ON_RESUME = ("name", "out", "log.", "sample.", "checkpoint.", "train.profile", "train.log_every", "data.home")
+FREE_ON_RESUME = (
+    "name",
+    "out",
+    "log.",
+    "sample.",
+    "checkpoint.",
+    "train.profile",
+    "train.log_every",
+    "data.home",
+)
 
 
 def check(cfg: RunConfig) -> RunConfig:
@@ -118,7 +131,9 @@ def profile_steps(text: str) -> tuple[int, int]:
     """ "10-12" -> (10, 12). No colon: YAML reads 10:12 as a number in base 60."""
     first, _, last = text.partition("-")
     if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
-        raise UserError(f"'train.profile' is {text!r}; give the steps to trace as FIRST-LAST, for example 10-12.")
+        raise UserError(
+            f"'train.profile' is {text!r}; give the steps to trace as FIRST-LAST, for example 10-12."
+        )
     return int(first), int(last)
 
 

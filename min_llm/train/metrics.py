@@ -36,7 +36,9 @@ class Metrics:
                 f"{self.path} cannot be written: {error.strerror}. Make room, then start the same command again; "
                 "it resumes from the last checkpoint."
             ) from error
-        scalars = {f"{kind}/{k}": v for k, v in {**values, **(perf or {})}.items() if isinstance(v, (int, float))}
+        scalars = {
+            f"{kind}/{k}": v for k, v in {**values, **(perf or {})}.items() if isinstance(v, (int, float))
+        }
         if self.tensorboard is not None:
             for name, value in scalars.items():
                 self.tensorboard.add_scalar(name, value, step)
@@ -44,7 +46,9 @@ class Metrics:
             self.wandb.log(scalars, step=step)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # every row was flushed: what is left is the one whose error was raised
+        with contextlib.suppress(
+            OSError
+        ):  # every row was flushed: what is left is the one whose error was raised
             self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -63,7 +67,9 @@ def _wandb(folder: Path, cfg: RunConfig) -> Any:
         import wandb
     except ImportError as error:
         raise UserError("log.wandb=true needs Weights & Biases: pip install 'min_llm[wandb]'.") from error
-    return wandb.init(project="min_llm", name=cfg.name, id=cfg.name, dir=str(folder), config=dump(cfg), resume="allow")
+    return wandb.init(
+        project="min_llm", name=cfg.name, id=cfg.name, dir=str(folder), config=dump(cfg), resume="allow"
+    )
 
 
 def memory() -> dict[str, float]:

@@ -17,7 +17,9 @@ def optimizer(cfg: OptimConfig, spec: Any, steps: int) -> optax.GradientTransfor
     roles = {p.role for _, p in leaves(spec)}
     unknown = set(cfg.decay_roles) - {"matrix", "embedding", "head", "norm", "bias"}
     if unknown:
-        raise UserError(f"'optim.decay_roles' has {sorted(unknown)}; this model has the roles {sorted(roles)}.")
+        raise UserError(
+            f"'optim.decay_roles' has {sorted(unknown)}; this model has the roles {sorted(roles)}."
+        )
     decayed = map_spec(lambda p: p.role in cfg.decay_roles, spec)
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),

@@ -31,7 +31,9 @@ class Task:
     loss_sum: LossSum
     batch: Callable[[int], Batch]  # the batch of a step, a pure function
     validate: Callable[[Any], dict[str, float]]  # parameters -> a row of metrics
-    final: Callable[[Any], dict[str, float]] | None = None  # once at the end, where validation scores only a part
+    final: Callable[[Any], dict[str, float]] | None = (
+        None  # once at the end, where validation scores only a part
+    )
 
 
 def pretraining(
@@ -71,7 +73,9 @@ def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Ru
     """The runtime with what was "auto" as it was when the run began; it is said where this machine would choose
     otherwise today."""
     free = {"dtype": given.dtype, "attention": given.attention, "scan": given.layers}
-    kept = {k: began[k] for k, v in free.items() if v == "auto" and k in began and began[k] != getattr(runtime, k)}
+    kept = {
+        k: began[k] for k, v in free.items() if v == "auto" and k in began and began[k] != getattr(runtime, k)
+    }
     for name, value in kept.items():
         reporter().info(
             f"The run began with {name} {value} and keeps it; chosen today it would be {getattr(runtime, name)}"

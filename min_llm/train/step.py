@@ -115,7 +115,7 @@ def _gradients(
 
 
 def tree_statistics(kind: str, tree: Any) -> probe.Stats:
-    """"grad/layers.0.wq/rms" … of every leaf; one row a layer for stacked ones."""
+    """ "grad/layers.0.wq/rms" … of every leaf; one row a layer for stacked ones."""
     stats: probe.Stats = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator=".")

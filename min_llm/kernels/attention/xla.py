@@ -11,6 +11,7 @@ Queries go in blocks: a causal block reads no key to the right of it, which halv
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import jax
@@ -81,7 +82,7 @@ def _sum(parts: tuple[Array, ...], places: list[slice], t: int) -> Array:
     """Σ of parts [b, g, stop - start, k], each at its place among t keys, in float32."""
     cuts = sorted({edge for place in places for edge in (place.start, place.stop)})
     pieces = []
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in itertools.pairwise(cuts):
         here = [
             part[:, :, start - place.start : stop - place.start].astype(jnp.float32)
             for part, place in zip(parts, places, strict=True)
