@@ -92,7 +92,7 @@ def correct(smoke: bool) -> list[results.Row]:
     from min_llm.reference import gpt2, llama
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    rows = []
+    rows, kept = [], []
     base: dict[str, Any] = {"n_layers": 2, "dim": 64, "n_heads": 4, "vocab_size": 97, "max_seq_len": 200}
     for family, oracle, extra in (("llama", llama, {"n_kv_heads": 2}), ("gpt2", gpt2, {})):
         cfg = models.ModelConfig.from_mapping({"family": family, **base, **extra}, "model")
@@ -105,7 +105,10 @@ def correct(smoke: bool) -> list[results.Row]:
             def loss(params: Any, runtime: Any = runtime, cfg: Any = cfg, batch: Any = batch) -> Any:
                 return models.loss_sum(params, cfg, batch, runtime) / batch.tokens.size
 
-            got_loss, got = jax.jit(jax.value_and_grad(loss))(params)
+            kept.append(
+                jax.jit(jax.value_and_grad(loss))
+            )  # jaxlib 0.12 may abort where a CPU program is freed early
+            got_loss, got = kept[-1](params)
             pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
             worst = max(float(np.abs(np.asarray(g) - w).max()) for g, w in pairs)
             worst = max(worst, abs(float(got_loss) - float(want_loss)))

@@ -18,6 +18,28 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def keep_recent_programs(n: int = 200) -> None:
+    """Keep the last n programs that JAX compiled alive. jaxlib 0.12 aborts when a program with oneDNN products is
+    freed while its last thunk returns (docs/decisions.md), which a test does that compiles, compares and forgets."""
+    import collections
+
+    from jax._src import compiler
+
+    recent: collections.deque = collections.deque(maxlen=n)
+    compile_program = compiler.compile_or_get_cached
+
+    @functools.wraps(compile_program)
+    def compile_and_keep(*args, **kwargs):
+        program = compile_program(*args, **kwargs)
+        recent.append(program)
+        return program
+
+    compiler.compile_or_get_cached = compile_and_keep
+
+
+keep_recent_programs()
+
+
 @functools.cache
 def required_tests() -> list[str]:
     """The entries of required.txt, without comments, and the tests that docs/coverage.toml names."""

@@ -266,7 +266,10 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     advice = "Choose another folder with data.home or MIN_LLM_HOME."
     try:
         yield
-    except OSError as error:
+    except (OSError, tokenizers.TokenizerError) as raised:
+        error = raised if isinstance(raised, OSError) else raised.__cause__
+        if not isinstance(error, OSError):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(f"The disk is full: no room for prepared data in {folder}. {advice}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):

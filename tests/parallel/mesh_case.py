@@ -19,6 +19,7 @@ from min_llm.nn import axes
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 from min_llm.reference.batch import pack
+from tests import conftest  # noqa: F401  it keeps programs alive
 from tests.toys import QUICK, documents
 
 SIZES = {"n_layers": 2, "dim": 16, "n_heads": 4, "hidden_dim": 24, "vocab_size": 32, "max_seq_len": 16}

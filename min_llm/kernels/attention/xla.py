@@ -59,17 +59,18 @@ def _forward(q: Array, k: Array, v: Array, mask: Mask) -> tuple[Array, tuple]:
         out, kept = _forward_block(q[:, :, rows], k[:, :, keys], v[:, :, keys], mask.visible(rows, keys))
         outs.append(out)
         saved.append(kept)
-    return jnp.concatenate(outs, axis=2), (q, k, v, mask, outs, saved)
+    out = jnp.concatenate(outs, axis=2)
+    return out, (q, k, v, mask, out, saved)
 
 
 def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, mask, outs, kept = saved
+    q, k, v, mask, out, kept = saved
     t = k.shape[2]
     blocks = query_blocks(q.shape[2], t, mask)
     parts = []
-    for (rows, keys), (weights, total), out in zip(blocks, kept, outs, strict=True):
+    for (rows, keys), (weights, total) in zip(blocks, kept, strict=True):
         block = (q[:, :, rows], k[:, :, keys], v[:, :, keys])
-        parts.append(_backward_block(*block, weights, total, out, d_out[:, :, rows]))
+        parts.append(_backward_block(*block, weights, total, out[:, :, rows], d_out[:, :, rows]))
     dq, dk, dv = zip(*parts, strict=True)
     places = [keys for _, keys in blocks]
     # the barrier keeps the pieces out of the loops of what comes next (rotary embedding), which they would slow down
