@@ -18,7 +18,8 @@ from min_llm.train.config import RunConfig, check
 
 CONFIGS = sorted((ROOT / "apps").glob("*/*.yaml"))
 TINY_RUN = ("train.steps=3", "train.batch_size=2", "train.micro_batches=1", "train.seq_len=16",
-            "train.log_every=1", "train.eval_every=0", "train.eval_tokens=0", "data.split=tail", "data.val_fraction=0.1", "runtime.dtype=float32",
+            "train.log_every=1", "train.eval_every=0", "train.eval_tokens=0",
+            "data.split=tail", "data.val_fraction=0.1", "runtime.dtype=float32",
             "log.tensorboard=false")  # fmt: skip
 TINY_MODEL = {"dim": 16, "n_heads": 2, "n_layers": 1, "hidden_dim": 32, "max_seq_len": 16}
 QUICK = {"xla_backend_optimization_level": 0}
