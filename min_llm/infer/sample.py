@@ -17,6 +17,7 @@ from min_llm.config import UserError
 from min_llm.infer import cache as caches
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
+from min_llm.nn.leaves import unembed
 from min_llm.nn.runtime import Runtime
 
 
@@ -149,6 +150,4 @@ def _is(token: Array, eos: int | None) -> Array:
 
 
 def _logits(params: Any, cfg: ModelConfig, hidden: Float[Array, "b 1 d"]) -> Float[Array, "b v"]:
-    from min_llm.nn.leaves import unembed
-
     return unembed(hidden, models.of(cfg).head(params))[:, 0]
