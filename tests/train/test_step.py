@@ -48,7 +48,7 @@ def batch(kind="plain", rows=ROWS, seed=0):
 
 
 @functools.cache
-def parameters(model="toy"):
+def parameters(model="toy"):  # call it outside jit: a cached tracer would leak into the next test
     return spec_lib.init(TOY if model == "toy" else models.spec(CFG), jax.random.key(0))
 
 
@@ -114,14 +114,14 @@ def test_a_thousand_micro_batches_need_a_float32_accumulator():
     n = 1024
     data = batch(rows=n)
     _, ours = gradients(data, n, dtype="bfloat16")
-    loss = toy_loss("bfloat16")
+    loss, params = toy_loss("bfloat16"), parameters()
     weights = jnp.full((1, SEQ), 1 / (n * SEQ), jnp.float32)
 
     @jax.jit
     def each(tokens, targets):  # the gradient of every row by itself: [n, ...] leaves
         def one(_, row):
             part = Batch(row[0][None], row[1][None], weights=weights)
-            return None, jax.grad(loss)(parameters(), part, None)
+            return None, jax.grad(loss)(params, part, None)
 
         return jax.lax.scan(one, None, (tokens, targets))[1]
 
