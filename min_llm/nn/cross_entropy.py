@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from min_llm import platform
+from min_llm.kernels import cpu
+from min_llm.kernels.product import multiply
 from min_llm.nn import axes
 from min_llm.nn.leaves import unembed
 
@@ -62,8 +63,7 @@ def _parts(n: int, rows: int) -> list[slice]:
 
 
 def _logits(hidden: Array, head: Array) -> Array:
-    emit = platform.emit_dtype(hidden.dtype)
-    return jnp.einsum("nd,dv->nv", hidden, head.astype(hidden.dtype), preferred_element_type=emit)
+    return multiply(hidden, head)
 
 
 def _logsumexp(logits: Array) -> Array:
@@ -75,21 +75,28 @@ def _pick(logits: Array, targets: Array) -> Array:
 
 
 def _forward(hidden: Array, head: Array, targets: Array, weights: Array, rows: int) -> tuple[Array, tuple]:
-    emit = platform.emit_dtype(hidden.dtype)
     total, d_hidden, d_head, nlls = jnp.float32(0), [], None, []
     for part in _parts(targets.shape[0], rows):
         h, t, w = hidden[part], targets[part], weights[part]
-        logits = _logits(h, head)
-        lse = _logsumexp(logits)
-        nlls.append(lse - _pick(logits, t))
-        total += (w * nlls[-1]).sum()
-        p = jnp.exp(logits.astype(jnp.float32) - lse[:, None])
-        hit = t[:, None] == jnp.arange(head.shape[1])
-        d_logits = ((p - hit) * w[:, None]).astype(h.dtype)
-        d_hidden.append(jnp.einsum("nv,dv->nd", d_logits, head.astype(h.dtype), preferred_element_type=emit))
-        part_head = jnp.einsum("nd,nv->dv", h, d_logits, preferred_element_type=emit).astype(jnp.float32)
+        nll, d_logits = _loss_and_gradient(_logits(h, head), t, w)
+        nlls.append(nll)
+        total += (w * nll).sum()
+        d_hidden.append(multiply(d_logits, head, tw=True))
+        part_head = multiply(h, d_logits, tx=True, dtype=jnp.float32)
         d_head = part_head if d_head is None else d_head + part_head
     return total, (jnp.concatenate(d_hidden).astype(hidden.dtype), d_head, jnp.concatenate(nlls))
+
+
+def _loss_and_gradient(logits: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
+    """−log softmax(logits)[target] of every row, and the gradient of weight · that, in the logits' dtype."""
+    if logits.dtype == jnp.bfloat16 and cpu.available():
+        shapes = (jax.ShapeDtypeStruct(targets.shape, jnp.float32), jax.ShapeDtypeStruct(logits.shape, logits.dtype))
+        call = jax.ffi.ffi_call("min_llm_cross_entropy", shapes, input_output_aliases={0: 1}, vmap_method="sequential")
+        return call(logits, targets, weights)
+    lse = _logsumexp(logits)
+    p = jnp.exp(logits.astype(jnp.float32) - lse[:, None])
+    hit = targets[:, None] == jnp.arange(logits.shape[1])
+    return lse - _pick(logits, targets), ((p - hit) * weights[:, None]).astype(logits.dtype)
 
 
 def _backward(rows: int, saved: tuple, g: Array) -> tuple:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from min_llm.kernels.product import product
 from min_llm.nn import axes
 
 
@@ -25,17 +26,16 @@ def dot(eq: str, x: Array, w: Array, out_sharding: P | None = None) -> Array:
     On one device it runs as one matrix product: XLA's CPU backend copies the activations, transposed, for the
     gradient of a product with several free dimensions, and reads them in place for the gradient of a matrix.
     """
-    w = w.astype(x.dtype)
     if axes.mesh_axes():
-        return jnp.einsum(eq, x, w, out_sharding=out_sharding)
-    inputs, out = eq.split("->")
+        return jnp.einsum(eq, x, w.astype(x.dtype), out_sharding=out_sharding)
+    inputs, result = eq.split("->")
     left, right = inputs.split(",")
     contracted = sum(name in left for name in right)
-    if right[:contracted] != left[-contracted:] or left[:-contracted] + right[contracted:] != out:
+    if right[:contracted] != left[-contracted:] or left[:-contracted] + right[contracted:] != result:
         raise ValueError(f"dot takes equations like 'bsd,dhk->bshk', not {eq!r}")
     size = math.prod(w.shape[:contracted])
-    product = x.reshape(-1, size) @ w.reshape(size, -1)
-    return product.reshape(*x.shape[:-contracted], *w.shape[contracted:])
+    out = product(x.reshape(-1, size), w.reshape(size, -1))
+    return out.reshape(*x.shape[:-contracted], *w.shape[contracted:])
 
 
 def embed(tokens: Int[Array, "b s"], table: Float[Array, "v d"], dtype: jnp.dtype) -> Float[Array, "b s d"]:

@@ -30,7 +30,7 @@ class Attention(Protocol):
     ) -> Float[Array, "b s h k"]: ...
 
 
-IMPLEMENTATIONS = ("reference", "xla", "blockwise")
+IMPLEMENTATIONS = ("reference", "xla", "blockwise", "amx")
 
 
 def get(name: str) -> Attention:
