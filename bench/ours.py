@@ -21,6 +21,9 @@ def versions() -> dict[str, str]:
 
 def imports() -> dict[str, Any]:
     """Import the library and start JAX's backend; the peak memory then, in bytes."""
+    from min_llm import platform
+
+    platform.keep_memory()
     import jax
 
     import min_llm.train.loop  # noqa: F401
@@ -31,9 +34,10 @@ def imports() -> dict[str, Any]:
 
 def measured() -> dict[str, float]:
     """The machine's peaks as the library measures them: flops_float32, flops_bfloat16 (FLOP/s), bytes (B/s)."""
-    from min_llm import platform
 
-    return platform.measure()
+    from min_llm.kernels import peaks
+
+    return peaks.measure()
 
 
 def start(

@@ -1,4 +1,4 @@
-"""The machine below: XLA flags, which compute dtype is fast here, measured peaks.
+"""The machine below: XLA flags, memory kept between steps, the device's name and features.
 
 Nothing here imports JAX at module level: the flags must be set before JAX starts its backend.
 """
@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import os
 import platform as host
+import shutil
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import jax
+from typing import Any
 
 # Flags for XLA's CPU backend, by the first jaxlib version that profits from them. An unknown flag aborts XLA, so
-# none is set for a version it was not tried on. oneDNN dots reach AMX in bf16, 1.3-7x faster; both flags are needed.
-# The fusion type is "individual_dot" and not "dot": with "dot", jaxlib 0.12.0 folds a following multiplication by a
-# scalar into the product and returns garbage when the contraction is longer than about 512 (tests/test_platform.py).
-# Vectors of 512 bits make elementwise code 2-3 % faster.
-CPU_FLAGS: list[tuple[tuple[int, int], str]] = [
+# none is set for a version it was not tried on. Vectors of 512 bits make elementwise code 2-3 % faster.
+CPU_FLAGS: list[tuple[tuple[int, int], str]] = [((0, 12), "--xla_cpu_prefer_vector_width=512")]
+# Where our own kernels (kernels/cpu) do not run, oneDNN's products in bf16 are 1.3-7x faster than XLA's; both flags are
+# needed. The fusion type is "individual_dot" and not "dot": with "dot", jaxlib 0.12.0 folds a following multiplication
+# by a scalar into the product and returns garbage when the contraction is longer than about 512 (test_platform.py).
+ONEDNN_FLAGS: list[tuple[tuple[int, int], str]] = [
     ((0, 12), "--xla_cpu_use_onednn=true"),
     ((0, 12), "--xla_cpu_experimental_onednn_fusion_type=individual_dot"),
-    ((0, 12), "--xla_cpu_prefer_vector_width=512"),
 ]
 NEWEST_TRIED = (0, 12)
 
@@ -53,7 +49,8 @@ def set_xla_flags() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     names = {flag.split("=")[0] for flag in given.split()}
     known = host.machine() in ("x86_64", "AMD64") and sys.platform == "linux" and version <= NEWEST_TRIED
-    wanted = [flag for since, flag in CPU_FLAGS if known and version >= since]
+    flags = CPU_FLAGS if compiler_for_kernels() else CPU_FLAGS + ONEDNN_FLAGS
+    wanted = [flag for since, flag in flags if known and version >= since]
     added = [flag for flag in wanted if flag.split("=")[0] not in names]
     if added and _backend_started():
         import warnings
@@ -72,6 +69,51 @@ def set_xla_flags() -> None:
     )
 
 
+def compiler_for_kernels() -> str | None:
+    """The C++ compiler with which our kernels for CPUs with AMX can be built here; None where they cannot run."""
+    if (
+        os.environ.get("MIN_LLM_NATIVE", "1") == "0"
+        or sys.platform != "linux"
+        or "amx_bf16" not in cpu_features()
+    ):
+        return None
+    return shutil.which("g++") or shutil.which("clang++")
+
+
+def keep_memory(reserve: int = 2**33) -> None:
+    """Keep freed memory in this process, in huge pages (Linux with glibc; elsewhere nothing happens).
+
+    XLA's CPU backend allocates the temporary memory of a step anew each time, glibc maps blocks of that size anew, and
+    the kernel clears them page by page: a quarter of a step that needs 600 MiB. Here the heap keeps what is freed.
+    `reserve` bytes of addresses, of which nothing is touched, are marked for pages of 2 MiB first. To be called before
+    JAX starts: threads that have a heap of their own by then keep it.
+    """
+    if _kept or not sys.platform.startswith("linux"):
+        return
+    _kept.append(True)
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return
+    trim_threshold, mmap_max, arena_max, never = -1, -4, -8, -1  # malloc.h
+    libc.mallopt(arena_max, 1)  # heaps of threads cannot grow beyond 64 MiB
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, never)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(reserve)
+    if block:
+        page, huge_pages = 2**21, 14  # sys/mman.h
+        start = -(-block // page) * page
+        libc.madvise(start, (block + reserve - start) // page * page, huge_pages)
+        libc.free(block)
+
+
+_kept: list[bool] = []
+
+
 def _backend_started() -> bool:
     bridge = sys.modules.get("jax._src.xla_bridge")
     return bridge is not None and bool(getattr(bridge, "_backends", None))
@@ -80,8 +122,8 @@ def _backend_started() -> bool:
 def use_compilation_cache() -> None:
     """Keep compiled programs on disk, so that the second start of a run compiles nothing.
 
-    jaxlib 0.12 cannot serialise programs with oneDNN products, which on CPU are the large ones: they are compiled at
-    every start. JAX warns of it at each of them, and there is nothing a user could do.
+    jaxlib 0.12 cannot serialise programs with oneDNN products, which are the large ones on CPUs without our kernels:
+    they are compiled at every start. JAX warns of it at each of them, and there is nothing a user could do.
     """
     import warnings
 
@@ -133,78 +175,6 @@ def emit_dtype(dtype: Any) -> Any:
     import jax.numpy as jnp
 
     return jnp.dtype(dtype) if jax.default_backend() == "cpu" else jnp.promote_types(dtype, jnp.float32)
-
-
-@functools.cache
-def measure(repeats: int = 5) -> dict[str, float]:
-    """Measured peaks of this machine, cached on disk under $MIN_LLM_HOME by device, jaxlib and flags.
-
-    Keys: flops_float32, flops_bfloat16 (FLOP/s of a square matrix product), bytes (B/s of a large copy, read plus
-    write). Takes about a second on two CPU cores, the first time only; where other processes kept the machine busy
-    meanwhile (key "busy": 1.0) the next process measures again and the higher figures stay.
-    """
-    import jax
-
-    key = "|".join([device_kind(), cpu_features(), str(jax.device_count()), jax.__version__, str(os.cpu_count()),
-                    os.environ.get("XLA_FLAGS", "")])  # fmt: skip
-    file = home() / "hardware.json"
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
-    before = known.get(key, {})
-    if before and not before.get("busy"):
-        return before
-    n = 1024 if jax.default_backend() == "cpu" else 8192
-    busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1) if hasattr(os, "getloadavg") else False
-    found = {
-        "flops_float32": _matmul_flops(n, "float32", repeats),
-        "flops_bfloat16": _matmul_flops(n, "bfloat16", repeats),
-        "bytes": _copy_bytes(repeats),
-    }
-    known[key] = {name: max(value, before.get(name, 0.0)) for name, value in found.items()} | {
-        "busy": float(busy)
-    }
-    write_atomic(file, json.dumps(known, indent=1))
-    return known[key]
-
-
-def _matmul_flops(n: int, dtype: str, repeats: int) -> float:
-    import jax
-    import jax.numpy as jnp
-
-    a = jnp.ones((n, n), dtype) * 0.01
-    f = jax.jit(lambda a: a @ a)
-    return 2 * n**3 / _fastest(f, a, repeats)
-
-
-def _copy_bytes(repeats: int) -> float:
-    import jax
-    import jax.numpy as jnp
-
-    n = 2**26 if jax.default_backend() == "cpu" else 2**30
-    x = jnp.ones((n,), jnp.float32)
-    return 2 * 4 * n / _fastest(jax.jit(lambda x: x + 1), x, repeats)
-
-
-_alive: list[Any] = []  # jaxlib 0.12 may abort when a oneDNN program is freed the moment its result is ready
-
-
-def _fastest(f: Any, x: jax.Array, repeats: int) -> float:
-    _alive.append(f)
-    f(x).block_until_ready()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        f(x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def fast_dtype() -> str:
-    """The compute dtype that is fast here: bfloat16 where it multiplies at least 1.3x as fast as float32."""
-    peaks = measure()
-    return "bfloat16" if peaks["flops_bfloat16"] > 1.3 * peaks["flops_float32"] else "float32"
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
 """XLA flags: added where they were tried, never over the user's, said when too late; and products that stay right
-under them. Measured peaks and the dtype chosen from them."""
+under them."""
 
-import json
+import os
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -18,11 +20,12 @@ ONEDNN = "--xla_cpu_use_onednn=true"
 def linux(monkeypatch):
     """A Linux machine of a jaxlib version whose JAX has not started; returns set_xla_flags' XLA_FLAGS."""
 
-    def flags(version, given="", machine="x86_64", system="linux", started=False):
+    def flags(version, given="", machine="x86_64", system="linux", started=False, compiler=None):
         monkeypatch.setattr(platform, "jaxlib_version", lambda: version)
         monkeypatch.setattr(platform.host, "machine", lambda: machine)
         monkeypatch.setattr(platform.sys, "platform", system)
         monkeypatch.setattr(platform, "_backend_started", lambda: started)
+        monkeypatch.setattr(platform, "compiler_for_kernels", lambda: compiler)
         monkeypatch.setattr(platform, "flags_note", "")
         monkeypatch.setenv("XLA_FLAGS", given)
         platform.set_xla_flags()
@@ -32,8 +35,12 @@ def linux(monkeypatch):
 
 
 def test_flags_are_added_for_versions_they_were_tried_on(linux):
-    assert linux((0, 12)).split() == [flag for _, flag in platform.CPU_FLAGS]
+    assert linux((0, 12)).split() == [flag for _, flag in platform.CPU_FLAGS + platform.ONEDNN_FLAGS]
     assert ONEDNN in platform.flags_note
+
+
+def test_onednn_is_left_out_where_our_own_kernels_multiply(linux):
+    assert linux((0, 12), compiler="/usr/bin/g++").split() == [flag for _, flag in platform.CPU_FLAGS]
 
 
 @pytest.mark.parametrize("version", [(0, 0), (0, 10), (0, 11), (0, 13), (1, 0)])
@@ -79,6 +86,7 @@ def test_in_a_process_of_its_own(run_python):
     wanted = [
         flag
         for since, flag in platform.CPU_FLAGS
+        + ([] if platform.compiler_for_kernels() else platform.ONEDNN_FLAGS)
         if since <= platform.jaxlib_version() <= platform.NEWEST_TRIED
     ]
     if platform.host.machine() != "x86_64" or platform.sys.platform != "linux":
@@ -92,6 +100,7 @@ def test_in_a_process_of_its_own(run_python):
 
 
 # What follows a product, in the model and in its gradients. XLA may fold it into the product.
+# (In this process with its flags; `test_products_are_right_with_onednn` repeats it with oneDNN's.)
 AFTER = {
     "nothing": lambda y, r, bias, g: y,
     "a constant": lambda y, r, bias, g: y * jnp.asarray(0.01, y.dtype),
@@ -140,53 +149,14 @@ def test_products_are_right_whatever_follows_them(length, dtype):
         assert error < (1e-5 if dtype == "float32" else 0.01), (eq, name, error)
 
 
-@pytest.fixture
-def fresh_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("MIN_LLM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(
-        platform, "_matmul_flops", lambda n, dtype, repeats: calls.append(dtype) or rates[dtype]
+@pytest.mark.skipif(platform.compiler_for_kernels() is None, reason="this process has oneDNN's flags already")
+def test_products_are_right_with_onednn():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__]
+    env = {**os.environ, "MIN_LLM_NATIVE": "0", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [*command, "-k", "whatever_follows"], env=env, capture_output=True, text=True, timeout=300
     )
-    monkeypatch.setattr(platform, "_copy_bytes", lambda repeats: 5.0)
-    monkeypatch.setattr(platform.os, "getloadavg", lambda: (load[0], 0.0, 0.0))
-    calls, rates, load = [], {"float32": 10.0, "bfloat16": 20.0}, [0.0]
-    platform.measure.cache_clear()
-    yield calls, rates, load
-    platform.measure.cache_clear()
-
-
-def test_peaks_are_measured_once_a_machine(fresh_home):
-    calls, _, _ = fresh_home
-    assert platform.measure() == {"flops_float32": 10.0, "flops_bfloat16": 20.0, "bytes": 5.0, "busy": 0.0}
-    platform.measure.cache_clear()  # as the next process does
-    assert platform.measure()["bytes"] == 5.0
-    assert calls == ["float32", "bfloat16"]
-    assert len(json.loads((platform.home() / "hardware.json").read_text())) == 1
-
-
-def test_a_busy_machine_is_measured_again_and_the_higher_figures_stay(fresh_home):
-    calls, rates, load = fresh_home
-    load[0], rates["bfloat16"] = 100.0, 7.0
-    assert platform.measure()["busy"] == 1.0
-    platform.measure.cache_clear()
-    load[0], rates["bfloat16"], rates["float32"] = 0.0, 20.0, 9.0
-    assert platform.measure() == {"flops_float32": 10.0, "flops_bfloat16": 20.0, "bytes": 5.0, "busy": 0.0}
-    assert len(calls) == 4
-
-
-def test_a_broken_record_is_measured_anew(fresh_home):
-    calls, _, _ = fresh_home
-    platform.write_atomic(platform.home() / "hardware.json", "{broken")
-    assert platform.measure()["bytes"] == 5.0
-    assert calls
-
-
-def test_bfloat16_must_be_clearly_faster(fresh_home):
-    _, rates, _ = fresh_home
-    assert platform.fast_dtype() == "bfloat16"
-    rates["bfloat16"] = 12.0
-    platform.measure.cache_clear()
-    (platform.home() / "hardware.json").unlink()
-    assert platform.fast_dtype() == "float32"
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_an_atomic_write_leaves_nothing_beside(tmp_path):

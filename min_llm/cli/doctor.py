@@ -24,16 +24,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     from rich.table import Table
 
     from min_llm import platform
+    from min_llm.kernels import peaks
     from min_llm.train.environment import describe
 
     facts = describe()
-    peaks = platform.measure()
+    measured = peaks.measure()
     facts |= {
         "flags": platform.flags_note,
-        "float32_gflops": round(peaks["flops_float32"] / 1e9),
-        "bfloat16_gflops": round(peaks["flops_bfloat16"] / 1e9),
-        "gigabytes_per_second": round(peaks["bytes"] / 1e9, 1),
-        "compute_dtype": platform.fast_dtype(),
+        "float32_gflops": round(measured["flops_float32"] / 1e9),
+        "bfloat16_gflops": round(measured["flops_bfloat16"] / 1e9),
+        "gigabytes_per_second": round(measured["bytes"] / 1e9, 1),
+        "compute_dtype": peaks.fast_dtype(),
         "home": str(platform.home()),
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
         "programs": {name: shutil.which(name) is not None for name in PROGRAMS},

@@ -71,6 +71,7 @@ def train(
         raise UserError("Give a configuration, for example: min-llm train apps/shakespeare/config.yaml")
     overrides = [s for s in given if "=" in s]
     cfg = config_lib.load(RunConfig, paths[0] if paths else None, overrides)
+    platform.keep_memory()
     platform.use_compilation_cache()
     finished, folder = run(cfg)
     if not finished:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from min_llm import platform
@@ -25,14 +26,10 @@ def product(x: Float[Array, "n k"], w: Float[Array, "k m"]) -> Float[Array, "n m
 
 def native(dtype: jnp.dtype, n: int, k: int, m: int) -> bool:
     """Whether an (n x k)(k x m) product in this dtype runs in our kernel."""
-    return (
-        dtype == jnp.bfloat16 and min(n, k, m) >= FEWEST_ROWS and n * k * m >= SMALLEST and cpu.available()
-    )
+    return dtype == jnp.bfloat16 and min(n, k, m) >= FEWEST_ROWS and n * k * m >= SMALLEST and cpu.available()
 
 
-def multiply(
-    x: Array, w: Array, tx: bool = False, tw: bool = False, dtype: jnp.dtype | None = None
-) -> Array:
+def multiply(x: Array, w: Array, tx: bool = False, tw: bool = False, dtype: DTypeLike | None = None) -> Array:
     """x · w with either operand transposed, without gradient; the result in `dtype` (default: x's)."""
     n, k = x.shape[::-1] if tx else x.shape
     m = w.shape[0] if tw else w.shape[1]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from min_llm.kernels import cpu
 from min_llm.kernels.product import multiply
+from min_llm.kernels.softmax_loss import loss_and_gradient, pick
 from min_llm.nn import axes
 from min_llm.nn.leaves import unembed
 
@@ -53,8 +53,9 @@ def nll(
 def _chunked(hidden: Array, head: Array, targets: Array, weights: Array, rows: int) -> Array:
     total = jnp.float32(0)
     for part in _parts(targets.shape[0], rows):
-        logits = _logits(hidden[part], head)
-        total += (weights[part] * (_logsumexp(logits) - _pick(logits, targets[part]))).sum()
+        logits = multiply(hidden[part], head)
+        lse = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+        total += (weights[part] * (lse - pick(logits, targets[part]))).sum()
     return total
 
 
@@ -62,41 +63,17 @@ def _parts(n: int, rows: int) -> list[slice]:
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
-def _logits(hidden: Array, head: Array) -> Array:
-    return multiply(hidden, head)
-
-
-def _logsumexp(logits: Array) -> Array:
-    return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
-
-
-def _pick(logits: Array, targets: Array) -> Array:
-    return jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0].astype(jnp.float32)
-
-
 def _forward(hidden: Array, head: Array, targets: Array, weights: Array, rows: int) -> tuple[Array, tuple]:
     total, d_hidden, d_head, nlls = jnp.float32(0), [], None, []
     for part in _parts(targets.shape[0], rows):
         h, t, w = hidden[part], targets[part], weights[part]
-        nll, d_logits = _loss_and_gradient(_logits(h, head), t, w)
+        nll, d_logits = loss_and_gradient(multiply(h, head), t, w)
         nlls.append(nll)
         total += (w * nll).sum()
         d_hidden.append(multiply(d_logits, head, tw=True))
         part_head = multiply(h, d_logits, tx=True, dtype=jnp.float32)
         d_head = part_head if d_head is None else d_head + part_head
     return total, (jnp.concatenate(d_hidden).astype(hidden.dtype), d_head, jnp.concatenate(nlls))
-
-
-def _loss_and_gradient(logits: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
-    """−log softmax(logits)[target] of every row, and the gradient of weight · that, in the logits' dtype."""
-    if logits.dtype == jnp.bfloat16 and cpu.available():
-        shapes = (jax.ShapeDtypeStruct(targets.shape, jnp.float32), jax.ShapeDtypeStruct(logits.shape, logits.dtype))
-        call = jax.ffi.ffi_call("min_llm_cross_entropy", shapes, input_output_aliases={0: 1}, vmap_method="sequential")
-        return call(logits, targets, weights)
-    lse = _logsumexp(logits)
-    p = jnp.exp(logits.astype(jnp.float32) - lse[:, None])
-    hit = targets[:, None] == jnp.arange(logits.shape[1])
-    return lse - _pick(logits, targets), ((p - hit) * weights[:, None]).astype(logits.dtype)
 
 
 def _backward(rows: int, saved: tuple, g: Array) -> tuple:

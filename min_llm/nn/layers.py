@@ -93,5 +93,11 @@ def rematerialised(body: Probed, remat: Remat) -> Probed:
     if remat == "full":
         return jax.checkpoint(body, policy=policies.nothing_saveable)
     if remat == "selective":
-        return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable)
+        return jax.checkpoint(body, policy=_saves_products)
     return jax.checkpoint(body, policy=policies.offload_dot_with_no_batch_dims("device", "pinned_host"))
+
+
+def _saves_products(primitive: Any, *args: Any, **params: Any) -> bool:
+    if primitive.name == "ffi_call":  # ours (kernels/product.py)
+        return params["target_name"] == "min_llm_product"
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

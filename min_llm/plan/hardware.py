@@ -83,13 +83,15 @@ def datasheet(device_kind: str) -> Hardware | None:
 
 
 def measured() -> Hardware:
-    """This machine: one device's peaks from `platform.measure` (cached on disk), and its memory."""
-    peaks = platform.measure()
+    """This machine: one device's peaks from `peaks.measure` (cached on disk), and its memory."""
+    from min_llm.kernels import peaks
+
+    top = peaks.measure()
     return Hardware(
         name=platform.device_kind(),
-        flops_bfloat16=peaks["flops_bfloat16"],
-        flops_float32=peaks["flops_float32"],
-        bandwidth=peaks["bytes"],
+        flops_bfloat16=top["flops_bfloat16"],
+        flops_float32=top["flops_float32"],
+        bandwidth=top["bytes"],
         memory=device_memory(),
     )
 

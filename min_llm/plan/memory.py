@@ -31,7 +31,6 @@ from min_llm.spec import Param, count, leaves
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0, "int8": 1.0, "int4": 0.5}
 ADAMW_MOMENTS = 2  # float32 each
 WORKSPACE = {"none": 1.25, "selective": 1.25, "full": 1.55, "offload": 1.55}  # in layers, measured on CPU
-BYTES_PER_LOGIT = 8  # the logits and the gradient of the softmax
 
 
 def bytes_of(values: float, dtype: str) -> float:
@@ -66,19 +65,24 @@ def training(
     cfg: models.ModelConfig, rows: int, seq_len: int, runtime: Runtime, micro_batches: int = 1
 ) -> TrainingMemory:
     """The memory of a step over `rows` rows of `seq_len` tokens, cut into micro-batches."""
+    from min_llm.kernels import cpu
+
     spec = models.spec(cfg)
     parameters = bytes_of(count(spec), "float32")
     tokens = rows // micro_batches * seq_len
     layer = tokens * layer_bytes(cfg, seq_len, dataclasses.replace(runtime, remat="none"))
     n_layers: int = cfg.n_layers  # type: ignore[attr-defined]
     activations = n_layers * tokens * layer_bytes(cfg, seq_len, runtime)
-    if runtime.scan and runtime.remat == "none" and runtime.dtype != "float32":
+    own_kernels = runtime.dtype == "bfloat16" and cpu.available()
+    if runtime.scan and runtime.remat == "none" and runtime.dtype != "float32" and not own_kernels:
         # the cast of the stacked weights happens before the scan and is kept for the backward pass
         activations += n_layers * bytes_of(count(_layer(cfg), "matrix"), runtime.dtype)
+    # the logits and the gradient of the softmax; our kernel writes one over the other
+    per_logit = 2 if own_kernels else 8
     logits = chunk_logits(cfg.vocab_size, tokens, runtime.logits_per_chunk)
     head = bytes_of(count(spec, "head"), "float32")  # a tied one adds to a gradient that XLA makes later
     backward = WORKSPACE[runtime.remat] * layer + parameters
-    loss = logits * BYTES_PER_LOGIT + head
+    loss = logits * per_logit + head
     # With micro-batches the gradient so far and that of this part are both there.
     gradients = parameters * (1 if micro_batches == 1 else 2)
     return TrainingMemory(
@@ -87,7 +91,7 @@ def training(
         optimizer=ADAMW_MOMENTS * parameters,
         activations=activations,
         workspace=max(backward, loss) - parameters,
-        logits=logits * BYTES_PER_LOGIT,
+        logits=logits * per_logit,
     )
 
 
@@ -116,7 +120,7 @@ def layer_bytes(cfg: models.ModelConfig, seq_len: int, runtime: Runtime) -> floa
 
 def _attention(seq_len: int, attention: str, window: int | None) -> tuple[float, float]:
     """(key and value copies a token, probabilities a query and head) that an implementation keeps."""
-    if attention == "blockwise":
+    if attention in ("blockwise", "amx"):
         return 2.0, 0.0
     if attention == "reference":
         return 2.0, 2.0 * seq_len

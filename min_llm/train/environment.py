@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from min_llm import platform
+from min_llm.kernels import cpu
 from min_llm.nn.runtime import Runtime
 from min_llm.plan.flops import Flops
 from min_llm.reporting import reporter
@@ -34,6 +35,7 @@ def describe() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": versions(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "kernels": cpu.unavailable() or "AMX",
         "commit": commit(),
     }
 
@@ -49,6 +51,7 @@ def software() -> dict[str, Any]:
         "devices": jax.device_count(),
         "jaxlib": versions()["jaxlib"],
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "kernels": "AMX" if cpu.available() else "none",
     }
 
 
@@ -102,6 +105,7 @@ def record_start(folder: Path, cfg: RunConfig, runtime: Runtime, flops: Flops, p
         f"{facts['device']}, {facts['cores']} cores, JAX {facts['versions']['jax']} on Python {facts['python']}"
     )
     say(platform.flags_note)
+    say(f"kernels for this processor: {facts['kernels']}")
     say(
         f"compute in {runtime.dtype}, attention {runtime.attention}, layers "
         f"{'scanned' if runtime.scan else 'unrolled'}, remat {runtime.remat}"

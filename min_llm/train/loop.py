@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from min_llm import machine, models, platform
+from min_llm import machine, models
 from min_llm import spec as spec_lib
 from min_llm.config import dump
 from min_llm.data.loader import Prefetcher
+from min_llm.kernels import peaks
 from min_llm.plan.flops import Flops, flops_per_token, mfu
 from min_llm.reporting import reporter
 from min_llm.train.checkpoints import describe
@@ -86,7 +87,7 @@ class Loop:
         self.timed = 0  # steps of this process since then
         self.tokens_per_step = cfg.train.batch_size * cfg.train.seq_len
         self.flops: Flops = flops_per_token(task.model, cfg.train.seq_len)
-        self.peak = platform.measure()["flops_" + task.runtime.dtype]
+        self.peak = peaks.measure()["flops_" + task.runtime.dtype]
         self.compiled: dict[bool, Any] = {}
         self.clock = Clock()
 

@@ -50,12 +50,11 @@ def test_a_configuration_loads_and_can_be_written_back(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_configuration_trains(path, tmp_path, monkeypatch):
     """Three steps of its settings on a text of a few lines, the model and the batch made small."""
-    from min_llm import platform
     from min_llm.train import loop
     from min_llm.train.pretrain import pretraining
     from min_llm.train.run import open_run
 
-    monkeypatch.setattr(platform, "measure", lambda: PEAKS)
+    monkeypatch.setattr("min_llm.kernels.peaks.measure", lambda: PEAKS)
     monkeypatch.setattr(
         loop, "jit_step", lambda step: jax.jit(step, donate_argnums=0, compiler_options=QUICK)
     )

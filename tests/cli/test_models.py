@@ -5,7 +5,6 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from min_llm import platform
 from min_llm.cli.main import app
 from min_llm.cli.models import duration, quantity, size
 from min_llm.config import UserError
@@ -14,7 +13,7 @@ from min_llm.config import UserError
 @pytest.fixture(autouse=True)
 def peaks(monkeypatch):
     peaks = {"flops_float32": 1e11, "flops_bfloat16": 1e12, "bytes": 1e10}
-    monkeypatch.setattr(platform, "measure", lambda: peaks)
+    monkeypatch.setattr("min_llm.kernels.peaks.measure", lambda: peaks)
 
 
 def run(*arguments):

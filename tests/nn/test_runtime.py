@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from min_llm import platform
 from min_llm.config import UserError, build
+from min_llm.kernels import peaks
 from min_llm.nn.runtime import SCAN_FROM_LAYERS, Runtime, RuntimeConfig, resolve
 
 
@@ -16,7 +16,7 @@ def machine(monkeypatch):
 
     def be(backend, dtype):
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        monkeypatch.setattr(platform, "fast_dtype", lambda: dtype)
+        monkeypatch.setattr(peaks, "fast_dtype", lambda: dtype)
 
     return be
 

@@ -126,7 +126,7 @@ def test_no_device_kind_is_claimed_twice():
 
 def test_measured_hardware_is_this_machine(monkeypatch):
     peaks = {"flops_float32": 3e11, "flops_bfloat16": 2e11, "bytes": 1e10}
-    monkeypatch.setattr(platform, "measure", lambda: peaks)
+    monkeypatch.setattr("min_llm.kernels.peaks.measure", lambda: peaks)
     here = hardware.named("measured")
     assert here.name == platform.device_kind()
     assert (here.peak("float32"), here.peak("bfloat16"), here.peak("int8")) == (3e11, 2e11, 3e11)

@@ -11,7 +11,6 @@ import signal
 
 import pytest
 
-from min_llm import platform
 from min_llm.config import UserError
 from min_llm.nn.runtime import RuntimeConfig, resolve
 from min_llm.train.loop import Hook
@@ -142,7 +141,7 @@ def test_auto_means_what_it_meant_when_the_run_began(tmp_path, monkeypatch, caps
 
     def peaks(bfloat16):
         found = {"flops_float32": 1e11, "flops_bfloat16": bfloat16, "bytes": 1e10}
-        monkeypatch.setattr(platform, "measure", lambda: found)
+        monkeypatch.setattr("min_llm.kernels.peaks.measure", lambda: found)
         return resolve(RuntimeConfig(), 1)
 
     task = runs.toy(configuration(tmp_path))

@@ -24,17 +24,25 @@ def attention(
     """Grouped-query attention; see the package docstring for shapes."""
     if not supported(q, mask):
         return xla.attention(q, k, v, mask)
-    none = jnp.zeros((0, 0), jnp.int32)
-    packed = mask.q_segments is not None and mask.kv_segments is not None
-    q_segments, kv_segments = (mask.q_segments, mask.kv_segments) if packed else (none, none)
-    segments = tuple(
-        jnp.broadcast_to(x, (q.shape[0], x.shape[1])) if packed else x for x in (q_segments, kv_segments)
+    return _attend(
+        q, k, v, _rows(mask.q_segments, q), _rows(mask.kv_segments, k), mask.causal, mask.window or 0
     )
-    return _attend(q, k, v, *segments, mask.causal, mask.window or 0)
+
+
+def _rows(segments: Array | None, x: Array) -> Array:
+    """Segments of every row of the batch; of no size where there are none."""
+    if segments is None:
+        return jnp.zeros((0, 0), jnp.int32)
+    return jnp.broadcast_to(segments, x.shape[:2]).astype(jnp.int32)
 
 
 def supported(q: Array, mask: Mask) -> bool:
-    return q.dtype == jnp.bfloat16 and q.shape[-1] % 32 == 0 and mask.in_order and cpu.available()
+    """Whether the kernel can do it, here."""
+    one_sided = (mask.q_segments is None) != (
+        mask.kv_segments is None
+    )  # segments count only when both are given
+    fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 32 == 0 and mask.in_order and not one_sided
+    return fits and not jax.sharding.get_abstract_mesh().axis_names and cpu.available()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -1,8 +1,9 @@
 """Kernels in C++ for CPUs with AMX, called through XLA's foreign function interface.
 
-XLA's CPU backend multiplies bfloat16 matrices at a third to three quarters of what the tile instructions give, and
-what it builds from oneDNN cannot be kept in the compilation cache. These kernels are compiled once a machine, on first use, with
-the system's C++ compiler; where there is none, or no AMX, everything runs in plain JAX.
+XLA's CPU backend multiplies bfloat16 matrices at a third to three quarters of what the tile instructions give, writes
+every intermediate of attention to memory, and cannot keep programs with oneDNN products in the compilation cache.
+These kernels are compiled once a machine, on first use, with the system's C++ compiler; where there is none, or no
+AMX, everything runs in plain JAX.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform as host
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,6 @@ from min_llm import platform
 SOURCES = Path(__file__).parent
 TARGETS = ("min_llm_product", "min_llm_attention", "min_llm_attention_gradient", "min_llm_cross_entropy")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-DNDEBUG", "-w")
-SWITCH = "MIN_LLM_NATIVE"  # 0: do not use these kernels
 
 
 @functools.cache
@@ -36,13 +34,13 @@ def unavailable() -> str | None:
     """Why the kernels are not used; None when they are."""
     import jax
 
-    if os.environ.get(SWITCH, "1") == "0":
-        return f"{SWITCH}=0"
+    if os.environ.get("MIN_LLM_NATIVE", "1") == "0":
+        return "MIN_LLM_NATIVE=0"
     if jax.default_backend() != "cpu":
         return f"the backend is {jax.default_backend()}"
-    if sys.platform != "linux" or host.machine() != "x86_64" or "amx_bf16" not in platform.cpu_features():
-        return "this processor has no AMX"
-    compiler = shutil.which("g++") or shutil.which("clang++")
+    if sys.platform != "linux" or "amx_bf16" not in platform.cpu_features():
+        return "this processor has no AMX, or this is not Linux"
+    compiler = platform.compiler_for_kernels()
     if compiler is None:
         return "there is no C++ compiler (install g++)"
     try:
@@ -66,7 +64,13 @@ def build(compiler: str) -> Path:
 
     files = sorted(p for p in SOURCES.iterdir() if p.suffix in (".cc", ".h"))
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    facts = [version, str(FLAGS), str(platform.jaxlib_version()), platform.cpu_name(), platform.cpu_features()]
+    facts = [
+        version,
+        str(FLAGS),
+        str(platform.jaxlib_version()),
+        platform.cpu_name(),
+        platform.cpu_features(),
+    ]
     key = hashlib.sha256("\n".join([*facts, *(p.read_text(encoding="utf-8") for p in files)]).encode())
     library = platform.home() / "kernels" / f"cpu-{key.hexdigest()[:16]}.so"
     if not library.exists():

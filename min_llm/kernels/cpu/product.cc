@@ -11,7 +11,8 @@
 namespace min_llm {
 namespace {
 
-constexpr int64_t kRows = 512;    // rows of a task: 512 x 512 bfloat16 of A are a quarter of a 2 MiB cache
+constexpr int64_t kRows = 512;    // rows of a task that makes several passes: their float32 sums stay in the cache
+constexpr int64_t kLongRows = 2048;  // of one that makes a single pass: B is packed as often as there are tasks
 constexpr int64_t kDepth = 512;   // k of a pass: 32 columns of B, 32 KiB, stay in the first-level cache
 constexpr int64_t kPanels = 8;    // at most so many panels of 32 columns a chunk
 
@@ -40,17 +41,18 @@ struct Product {
     // a long product reads A from far away: no more often than there are threads
     const int64_t tasks = k > kDepth ? pool.num_threads() : 2 * pool.num_threads();
     const int64_t chunk = std::min(kPanels, ceil_div(panels, tasks));
-    const int64_t chunks = ceil_div(panels, chunk), blocks = ceil_div(m, kRows);
+    const int64_t chunks = ceil_div(panels, chunk), rows = k > kDepth ? kRows : kLongRows;
+    const int64_t blocks = ceil_div(m, rows);
     parallel(pool, chunks * blocks, [&](int64_t task) {
       TileScope tiles;
-      block(packed, task / chunks * kRows, task % chunks * chunk, chunk);
+      block(packed, rows, task / chunks * rows, task % chunks * chunk, chunk);
     });
   }
 
  private:
   // Rows from `top` on, `chunk` panels from panel `left` on.
-  void block(const bf16* packed, int64_t top, int64_t left, int64_t chunk) const {
-    const int64_t rows = std::min(kRows, m - top);
+  void block(const bf16* packed, int64_t most, int64_t top, int64_t left, int64_t chunk) const {
+    const int64_t rows = std::min(most, m - top);
     const int64_t strips = ceil_div(rows, kBlock);
     const int64_t panels = std::min(chunk, ceil_div(n, kBlock) - left);
     const int64_t all_steps = ceil_div(k, kStep);
