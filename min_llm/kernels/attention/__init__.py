@@ -1,7 +1,7 @@
 """The registry of attention implementations.
 
 Every implementation has one signature and equals `reference` for every mask it accepts (tests/kernels); one that
-cannot honour a mask raises `Unsupported` and never ignores it.
+cannot honour a mask raises `Unsupported`, or hands it to `xla`, and never ignores it.
 
     attention(q [B, S, H, K], k [B, T, G, K], v [B, T, G, K], mask) -> [B, S, H, K]
 
