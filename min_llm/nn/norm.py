@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from min_llm.kernels import elementwise
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "... d"]:
@@ -16,6 +18,9 @@ def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) ->
 
 
 def _rms_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple]:
+    if elementwise.fits(x):
+        y, inverse = elementwise.rms_norm(x, scale, eps)
+        return y, (x, scale, inverse)
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + eps)
     return (x32 * inverse * scale).astype(x.dtype), (x, scale, inverse)
@@ -24,6 +29,9 @@ def _rms_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple]:
 def _rms_backward(eps: float, saved: tuple, dy: Array) -> tuple[Array, Array]:
     """With n = x · inverse:  dx = inverse · (dy·scale − n · mean(dy·scale·n)),  dscale = Σ dy · n."""
     x, scale, inverse = saved
+    if elementwise.fits(x):
+        dx, dscale = elementwise.rms_norm_gradient(x, scale, inverse, dy)
+        return dx, dscale.astype(scale.dtype)
     dy, n = dy.astype(jnp.float32), x.astype(jnp.float32) * inverse
     d_n = dy * scale
     dx = inverse * (d_n - n * (d_n * n).mean(-1, keepdims=True))

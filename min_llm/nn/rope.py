@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from min_llm.kernels import elementwise
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -39,23 +41,25 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
 
 def angles(
     positions: Int[Array, "b s"], head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[Float[Array, "b s 1 2 half"], Float[Array, "b s 1 2 half"]]:
-    """cos and signed sin of every position and pair, float32, shaped to multiply heads whose last axis is split into
-    its two halves: the first half of a pair is turned with −sin, the second with +sin."""
+) -> tuple[Float[Array, "b s half"], Float[Array, "b s half"]]:
+    """cos and sin of the angle of every position and pair, float32."""
     angle = positions[..., None].astype(jnp.float32) * jnp.asarray(
         frequencies(head_dim, theta, scaling), jnp.float32
     )
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return jnp.stack([cos, cos], axis=-2)[:, :, None], jnp.stack([-sin, sin], axis=-2)[:, :, None]
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(
-    x: Float[Array, "b s h k"], cos: Float[Array, "b s 1 2 half"], sin: Float[Array, "b s 1 2 half"]
+    x: Float[Array, "b s h k"], cos: Float[Array, "b s half"], sin: Float[Array, "b s half"]
 ) -> Float[Array, "b s h k"]:
     """Turn each pair of dimensions by its angle; products of rotated q and k depend on i − j alone.
 
     (x₁, x₂) -> (x₁ cos − x₂ sin, x₂ cos + x₁ sin), written as x∘cos + swap(x)∘(−sin, sin): a swap of halves is an
     index in XLA's loop, where slices and a concatenation would each be a pass over memory.
     """
+    if elementwise.fits(x):
+        return elementwise.rotate(x, cos, sin)
+    both = jnp.stack([cos, cos], axis=-2)[:, :, None]  # of both halves, for all heads: [b, s, 1, 2, half]
+    signed = jnp.stack([-sin, sin], axis=-2)[:, :, None]
     halves = x.reshape(*x.shape[:-1], 2, -1).astype(jnp.float32)
-    return (halves * cos + jnp.flip(halves, axis=-2) * sin).reshape(x.shape).astype(x.dtype)
+    return (halves * both + jnp.flip(halves, axis=-2) * signed).reshape(x.shape).astype(x.dtype)

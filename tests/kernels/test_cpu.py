@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from min_llm import models, platform
-from min_llm.kernels import cpu, softmax_loss
+from min_llm.kernels import cpu, elementwise, softmax_loss
 from min_llm.kernels.attention import amx, reference
 from min_llm.kernels.mask import Mask
 from min_llm.kernels.product import multiply, native, product
+from min_llm.nn.activations import swiglu
 from min_llm.nn.batch import Batch
+from min_llm.nn.norm import rms_norm
+from min_llm.nn.rope import angles, rotate
 from min_llm.nn.runtime import Runtime
 
 here = pytest.mark.skipif(not cpu.available(), reason=f"no kernels: {cpu.unavailable()}")
@@ -143,6 +146,48 @@ def test_the_loss_and_its_gradient(rows, vocabulary):
 
 
 @here
+@pytest.mark.parametrize("shape", [(5, 100, 37), (700, 64), (3, 333, 352)], ids=str)
+def test_norm_and_swiglu_and_their_gradients(shape):
+    x, up, dy = normal(*shape), normal(*shape) * 3, normal(*shape)
+    scale = normal(shape[-1], dtype=jnp.float32)
+    assert elementwise.fits(x)
+    wide = [v.astype(jnp.float32) for v in (x, up, dy)]
+    assert not elementwise.fits(wide[0])
+    for f, narrow, plain in (
+        (lambda x, scale: rms_norm(x, scale, 1e-5), (x, scale), (wide[0], scale)),
+        (swiglu, (x, up), (wide[0], wide[1])),
+    ):
+        out, backward = jax.vjp(jax.jit(f), *narrow)
+        want, want_backward = jax.vjp(f, *plain)
+        pairs = zip((out, *backward(dy)), (want, *want_backward(wide[2])), strict=True)
+        for got, expected in pairs:
+            got = np.asarray(got, np.float32)
+            assert np.abs(got - expected).max() < 2**-8 * np.abs(expected).max()
+
+
+@here
+def test_large_gates_neither_overflow_nor_vanish():
+    gate = jnp.asarray(np.tile([-1e4, -100, -88, -20, 0, 20, 100, 1e4], 4096), jnp.bfloat16)
+    got = swiglu(gate, jnp.ones_like(gate))
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32), jax.nn.silu(gate.astype(jnp.float32)), rtol=2**-8, atol=1e-7
+    )
+
+
+@here
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rotation_and_its_gradient(rows):
+    """Angles of one row shared by the batch, or of every row; a head of 40 has a ragged half."""
+    x, dy = normal(2, 130, 3, 40), normal(2, 130, 3, 40)
+    positions = jnp.asarray(RANDOM.integers(0, 500, (rows, 130)), jnp.int32)
+    cos_sin = angles(positions, 40, 1e4)
+    out, backward = jax.vjp(jax.jit(lambda x: rotate(x, *cos_sin)), x)
+    want, want_backward = jax.vjp(lambda x: rotate(x, *cos_sin), x.astype(jnp.float32))
+    for got, expected in ((out, want), (backward(dy)[0], want_backward(dy.astype(jnp.float32))[0])):
+        assert np.abs(np.asarray(got, np.float32) - expected).max() < 2**-8 * np.abs(expected).max()
+
+
+@here
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_whole_model_and_its_gradients_agree_with_float32(family):
     cfg = models.ModelConfig.from_mapping(
@@ -220,7 +265,10 @@ def test_without_them_the_same_step_runs_in_plain_jax():
     program = """
 import jax, numpy as np
 from min_llm import models
+from min_llm.nn.activations import swiglu
 from min_llm.nn.batch import Batch
+from min_llm.nn.norm import rms_norm
+from min_llm.nn.rope import angles, rotate
 from min_llm.nn.runtime import RuntimeConfig, resolve
 cfg = models.ModelConfig.from_mapping(
     {"family": "llama", "n_layers": 1, "dim": 128, "n_heads": 4, "vocab_size": 300, "max_seq_len": 128}, "model")

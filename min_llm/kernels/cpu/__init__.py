@@ -19,7 +19,17 @@ from pathlib import Path
 from min_llm import platform
 
 SOURCES = Path(__file__).parent
-TARGETS = ("min_llm_product", "min_llm_attention", "min_llm_attention_gradient", "min_llm_cross_entropy")
+TARGETS = (
+    "min_llm_product",
+    "min_llm_attention",
+    "min_llm_attention_gradient",
+    "min_llm_cross_entropy",
+    "min_llm_rms_norm",
+    "min_llm_rms_norm_gradient",
+    "min_llm_swiglu",
+    "min_llm_swiglu_gradient",
+    "min_llm_rotate",
+)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-DNDEBUG", "-w")
 
 

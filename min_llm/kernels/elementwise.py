@@ -1,0 +1,77 @@
+"""What lies between the products of a layer, each in one pass over memory, forward and backward, on CPUs with AMX.
+
+XLA's CPU backend makes several loops of each, with float32 copies between them (reductions have loops of their own).
+The plain forms stay in `nn`; they ask `fits` which way to go.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from min_llm.kernels import cpu
+
+SMALLEST = 1 << 14  # numbers below which calling a kernel costs more than it gains
+
+
+def fits(x: Array) -> bool:
+    """Whether the kernels take this array, here."""
+    wanted = x.dtype == jnp.bfloat16 and x.size >= SMALLEST
+    return wanted and not jax.sharding.get_abstract_mesh().axis_names and cpu.available()
+
+
+def like(x: Array, dtype: Any = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype)
+
+
+def _call(name: str, result: Any, *operands: Array, **attributes: Any) -> Any:
+    return jax.ffi.ffi_call(f"min_llm_{name}", result, vmap_method="sequential")(*operands, **attributes)
+
+
+def rms_norm(
+    x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float
+) -> tuple[Float[Array, "... d"], Float[Array, "..."]]:
+    """(x · inverse · scale, inverse) with inverse = 1 / sqrt(mean(x²) + eps), float32."""
+    inverse = jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32)
+    return _call("rms_norm", (like(x), inverse), x, scale.astype(jnp.float32), eps=np.float32(eps))
+
+
+def rms_norm_gradient(x: Array, scale: Array, inverse: Array, dy: Array) -> tuple[Array, Array]:
+    """Gradients of x and scale (float32)."""
+    operands = (x, scale.astype(jnp.float32), inverse, dy)
+    return _call("rms_norm_gradient", (like(x), like(scale, jnp.float32)), *operands)
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) ∘ up."""
+    return _call("swiglu", like(gate), gate, up)
+
+
+def swiglu_gradient(gate: Array, up: Array, d_out: Array) -> tuple[Array, Array]:
+    """Gradients of gate and up."""
+    return _call("swiglu_gradient", (like(gate), like(up)), gate, up, d_out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def rotate(
+    x: Float[Array, "b s h k"], cos: Float[Array, "b s half"], sin: Float[Array, "b s half"], back: bool = False
+) -> Float[Array, "b s h k"]:
+    """Pairs (i, i + K/2) of every head turned by the angles of their place; `back`: by minus the angles, which is also
+    the gradient."""
+    return _call("rotate", like(x), x, cos, sin, back=back)
+
+
+def _rotate_forward(x: Array, cos: Array, sin: Array, back: bool) -> tuple[Array, tuple[Array, Array]]:
+    return rotate(x, cos, sin, back), (cos, sin)
+
+
+def _rotate_backward(back: bool, saved: tuple[Array, Array], dy: Array) -> tuple[Array, None, None]:
+    return rotate(dy, *saved, not back), None, None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
