@@ -35,7 +35,7 @@ def _call(name: str, result: Any, *operands: Array, **attributes: Any) -> Any:
 
 def rms_norm(
     x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float
-) -> tuple[Float[Array, "... d"], Float[Array, "..."]]:
+) -> tuple[Float[Array, "... d"], Float[Array, ...]]:
     """(x · inverse · scale, inverse) with inverse = 1 / sqrt(mean(x²) + eps), float32."""
     inverse = jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32)
     return _call("rms_norm", (like(x), inverse), x, scale.astype(jnp.float32), eps=np.float32(eps))
@@ -59,7 +59,10 @@ def swiglu_gradient(gate: Array, up: Array, d_out: Array) -> tuple[Array, Array]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def rotate(
-    x: Float[Array, "b s h k"], cos: Float[Array, "b s half"], sin: Float[Array, "b s half"], back: bool = False
+    x: Float[Array, "b s h k"],
+    cos: Float[Array, "b s half"],
+    sin: Float[Array, "b s half"],
+    back: bool = False,
 ) -> Float[Array, "b s h k"]:
     """Pairs (i, i + K/2) of every head turned by the angles of their place; `back`: by minus the angles, which is also
     the gradient."""
