@@ -80,11 +80,13 @@ def compiler_for_kernels() -> str | None:
     return shutil.which("g++") or shutil.which("clang++")
 
 
-def keep_memory(reserve: int = 2**33) -> None:
+def keep_memory(largest: int = 2**30, reserve: int = 2**33) -> None:
     """Keep freed memory in this process, in huge pages (Linux with glibc; elsewhere nothing happens).
 
     XLA's CPU backend allocates the temporary memory of a step anew each time, glibc maps blocks of that size anew, and
     the kernel clears them page by page: a quarter of a step that needs 600 MiB. Here the heap keeps what is freed.
+    Two or three such blocks can come to be there at a time (one step's is freed after the next one's is taken), so
+    blocks larger than `largest` bytes go back to the system as ever.
     `reserve` bytes of addresses, of which nothing is touched, are marked for pages of 2 MiB first. To be called before
     JAX starts: threads that have a heap of their own by then keep it.
     """
@@ -96,9 +98,9 @@ def keep_memory(reserve: int = 2**33) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "gnu_get_libc_version"):
         return
-    trim_threshold, mmap_max, arena_max, never = -1, -4, -8, -1  # malloc.h
+    trim_threshold, mmap_threshold, arena_max, never = -1, -3, -8, -1  # malloc.h
     libc.mallopt(arena_max, 1)  # heaps of threads cannot grow beyond 64 MiB
-    libc.mallopt(mmap_max, 0)
+    libc.mallopt(mmap_threshold, largest)
     libc.mallopt(trim_threshold, never)
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
