@@ -34,7 +34,7 @@ def settings(folder: Path) -> list[str]:
         text.write_text("To be, or not to be, that is the question.\n" * 2000)
     return [
         *(f"model.{key}={value}" for key, value in model.items()),
-        f"data.source={text}", "data.tokenizer=bytes", "sample.prompts=[]",
+        f"data.source={text}", "data.tokenizer=bytes",
         f"train.batch_size={case.rows}", f"train.seq_len={case.length}", "train.steps=1", "train.log_every=1",
         "train.eval_every=0", "sample.every=0", "checkpoint.every=0", "log.tensorboard=false",
         "runtime.dtype=bfloat16", "optim.warmup=0",
@@ -66,8 +66,9 @@ def start(folder: Path, name: str) -> float:
         except (OSError, ValueError):
             pass
         time.sleep(0.01)
+    process.kill()  # what follows the step is not measured
     output = process.communicate()[0]
-    if seconds is None or process.returncode != 0:
+    if seconds is None:
         raise SystemExit(f"The run did not make its step:\n{output[-3000:]}")
     return seconds
 
