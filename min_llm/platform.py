@@ -98,9 +98,9 @@ def keep_memory(largest: int = 2**30, reserve: int = 2**33) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "gnu_get_libc_version"):
         return
-    trim_threshold, mmap_threshold, arena_max, never = -1, -3, -8, -1  # malloc.h
+    trim_threshold, mmap_threshold, mmap_max, arena_max, never = -1, -3, -4, -8, -1  # malloc.h
     libc.mallopt(arena_max, 1)  # heaps of threads cannot grow beyond 64 MiB
-    libc.mallopt(mmap_threshold, largest)
+    libc.mallopt(mmap_max, 0)  # for the reserve
     libc.mallopt(trim_threshold, never)
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
@@ -111,6 +111,8 @@ def keep_memory(largest: int = 2**30, reserve: int = 2**33) -> None:
         start = -(-block // page) * page
         libc.madvise(start, (block + reserve - start) // page * page, huge_pages)
         libc.free(block)
+    libc.mallopt(mmap_max, 65536)
+    libc.mallopt(mmap_threshold, largest)
 
 
 _kept: list[bool] = []
