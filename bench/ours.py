@@ -34,7 +34,6 @@ def imports() -> dict[str, Any]:
 
 def measured() -> dict[str, float]:
     """The machine's peaks as the library measures them: flops_float32, flops_bfloat16 (FLOP/s), bytes (B/s)."""
-
     from min_llm.kernels import peaks
 
     return peaks.measure()

@@ -14,7 +14,6 @@ constexpr int64_t kKeys = 512;      // keys whose scores are held at once
 constexpr int64_t kQueries = 256;   // queries of a piece of the backward pass
 constexpr int64_t kCell = kBlock * kBlock;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t n) { return ceil_div(n, kBlock) * kBlock; }
 
 // Which keys a query sees (kernels/mask.py): causal, a window, equal segments.

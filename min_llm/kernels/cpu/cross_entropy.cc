@@ -44,7 +44,7 @@ ffi::Error cross_entropy(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16, 2> logits,
   bf16* data = static_cast<bf16*>(gradient->untyped_data());
   const bf16* given = static_cast<const bf16*>(logits.untyped_data());
   constexpr int64_t kRows = 16;
-  parallel(pool, (rows + kRows - 1) / kRows, [&](int64_t task) {
+  parallel(pool, ceil_div(rows, kRows), [&](int64_t task) {
     for (int64_t i = task * kRows; i < std::min(rows, (task + 1) * kRows); ++i) {
       if (data != given) std::memcpy(data + i * n, given + i * n, n * sizeof(bf16));
       const int64_t target = std::clamp<int64_t>(targets.typed_data()[i], 0, n - 1);

@@ -22,7 +22,7 @@ int64_t rows_of(const Numbers& x) { return x.element_count() / x.dimensions().ba
 template <class Task>
 void over_rows(ffi::ThreadPool& pool, int64_t rows, int64_t width, const Task& task) {
   const int64_t piece = std::max<int64_t>(1, kTaskSize / width);
-  parallel(pool, (rows + piece - 1) / piece,
+  parallel(pool, ceil_div(rows, piece),
            [&](int64_t i) { task(i, i * piece, std::min(rows, (i + 1) * piece)); });
 }
 
@@ -56,7 +56,7 @@ ffi::Error rms_norm(ffi::ThreadPool pool, Numbers x, Floats scale, ffi::Result<N
 ffi::Error rms_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Floats inverse, Numbers dy,
                              ffi::Result<Numbers> dx, ffi::Result<Floats> dscale) {
   const int64_t d = x.dimensions().back(), rows = rows_of(x);
-  const int64_t pieces = (rows + std::max<int64_t>(1, kTaskSize / d) - 1) / std::max<int64_t>(1, kTaskSize / d);
+  const int64_t pieces = ceil_div(rows, std::max<int64_t>(1, kTaskSize / d));
   const float* by = scale.typed_data();
   float* sums = static_cast<float*>(scratch<40>(pieces * d * sizeof(float)));
   over_rows(pool, rows, d, [&](int64_t piece, int64_t from, int64_t to) {

@@ -16,6 +16,8 @@ namespace min_llm {
 
 namespace ffi = xla::ffi;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // task(i) for every i in [0, n). The caller works too and takes whatever no other thread has begun, so a busy pool
 // delays nothing and a nested call cannot deadlock.
 template <class Task>

@@ -16,8 +16,6 @@ constexpr int64_t kLongRows = 2048;  // of one that makes a single pass: B is pa
 constexpr int64_t kDepth = 512;   // k of a pass: 32 columns of B, 32 KiB, stay in the first-level cache
 constexpr int64_t kPanels = 8;    // at most so many panels of 32 columns a chunk
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Product {
   int64_t m, n, k;
   Operand a, b;
