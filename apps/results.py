@@ -51,6 +51,7 @@ class Trained:
     parameters: int
     flops: float
     tokens_per_second: float
+    machine: str
 
     @property
     def loss(self) -> float:
@@ -91,6 +92,7 @@ def read(folder: Path) -> Trained:
         parameters=spec.count(models.spec(cfg.model)),
         flops=last["tokens"] * start["flops_per_token"],
         tokens_per_second=last["tokens"] / seconds,
+        machine=results.machine_name(None if start["platform"] == "cpu" else start["device"]),
     )
 
 
@@ -119,6 +121,7 @@ def over_seeds(
         tokens=first.tokens,
         flops=first.flops,
         train_seconds=statistics.mean(run.seconds for run in runs),
+        machine=first.machine,
         **extra,
     )
 
@@ -130,7 +133,7 @@ def _place(field: str) -> int:
 
 def write(app: str, rows: Sequence[results.Row], into: Path | None = None) -> Path:
     """Complete the rows and put them into apps/<app>/results.json (or `into`); rows of other ids stay. A row's own
-    commit, command or date stands."""
+    machine, commit, command or date stands."""
     common = {
         "bench": app,
         "machine": results.machine_name(),

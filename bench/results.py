@@ -65,8 +65,11 @@ def row(
     return {**made, **extra}
 
 
-def machine_name() -> str:
-    """A short name from the processor and the cores this process may use, for example xeon-amx-2c."""
+def machine_name(accelerator: str | None = None) -> str:
+    """A short name: of the accelerator where one is given ("NVIDIA H200": nvidia-h200), else from the processor and the
+    cores this process may use, for example xeon-amx-2c."""
+    if accelerator:
+        return re.sub(r"[^\w]+", "-", accelerator).strip("-").lower()
     model, flags = platform.processor() or platform.machine(), ""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text()

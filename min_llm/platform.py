@@ -172,13 +172,16 @@ def cpu_features() -> str:
 
 
 @functools.cache
-def emit_dtype(dtype: Any) -> Any:
-    """The dtype a low-precision dot should emit: float32 on accelerators, where it is free; the input's own on CPU,
-    where a bf16 dot with float32 output falls off the AMX path and costs 5x."""
+def emit_dtype(dtype: Any, wanted: Any = None) -> Any:
+    """The dtype that a product of operands in `dtype` should emit where `wanted` (default: float32 or wider) is to
+    come of it. Accelerators accumulate in float32 and write either at no cost; on CPU it is the operands' own, because
+    a bf16 product with float32 output falls off the AMX path and costs 5x."""
     import jax
     import jax.numpy as jnp
 
-    return jnp.dtype(dtype) if jax.default_backend() == "cpu" else jnp.promote_types(dtype, jnp.float32)
+    if jax.default_backend() == "cpu":
+        return jnp.dtype(dtype)
+    return jnp.dtype(wanted) if wanted is not None else jnp.promote_types(dtype, jnp.float32)
 
 
 def write_atomic(path: Path, text: str) -> None:

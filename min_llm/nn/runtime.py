@@ -13,8 +13,10 @@ from min_llm.config import option
 
 Remat = Literal["none", "selective", "full", "offload"]
 
-SCAN_FROM_LAYERS = 16  # on CPU: unrolled layers run up to 1.2x faster, scanned ones compile 1.6x faster
-LOGITS_PER_CHUNK = 2**25  # logits held at once by the loss (64 MiB in bfloat16)
+# Unrolled layers run up to 1.2x faster (CPU and GPU), scanned ones compile 1.6x faster.
+SCAN_FROM_LAYERS = {"cpu": 16, "gpu": 32}
+LOGITS_PER_CHUNK = 2**25  # logits held at once by the loss on CPU: 64 MiB in bfloat16
+ACCELERATOR_LOGITS = 2**28  # elsewhere; every chunk adds a pass over the gradient of the head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,30 +33,32 @@ class RuntimeConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "compute dtype; parameters, optimizer and accumulation are float32 always"
     )
-    attention: Literal["auto", "reference", "xla", "blockwise", "amx"] = option(
+    attention: Literal["auto", "reference", "xla", "blockwise", "amx", "cudnn"] = option(
         "auto", "attention implementation"
     )
     layers: Literal["auto", "scan", "unroll"] = option("auto", "run layers by lax.scan or unrolled")
     remat: Remat = option(
         "none", "what the backward pass recomputes: nothing, cheap operations, all, or offload"
     )
-    logits_per_chunk: int = option(LOGITS_PER_CHUNK, "logits the chunked loss holds at once")
+    logits_per_chunk: int = option(
+        0, "logits the chunked loss holds at once; 0: 2**25 on CPU, 2**28 on accelerators"
+    )
 
 
 def resolve(cfg: RuntimeConfig, n_layers: int) -> Runtime:
     """Replace every "auto" by what is fastest here."""
     import jax
 
-    from min_llm.kernels import cpu, peaks
+    from min_llm.kernels import attention, peaks
 
-    on_cpu = jax.default_backend() == "cpu"
-    scan = n_layers >= SCAN_FROM_LAYERS or not on_cpu if cfg.layers == "auto" else cfg.layers == "scan"
+    backend = jax.default_backend()
+    scan = n_layers >= SCAN_FROM_LAYERS.get(backend, 0) if cfg.layers == "auto" else cfg.layers == "scan"
     dtype = peaks.fast_dtype() if cfg.dtype == "auto" else cfg.dtype
-    fastest = "amx" if dtype == "bfloat16" and cpu.available() else "xla"
     return Runtime(
         dtype=dtype,
-        attention=fastest if cfg.attention == "auto" else cfg.attention,
+        attention=attention.fastest(dtype) if cfg.attention == "auto" else cfg.attention,
         scan=scan,
         remat=cfg.remat,
-        logits_per_chunk=cfg.logits_per_chunk,
+        logits_per_chunk=cfg.logits_per_chunk
+        or (LOGITS_PER_CHUNK if backend == "cpu" else ACCELERATOR_LOGITS),
     )

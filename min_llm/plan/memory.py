@@ -120,7 +120,7 @@ def layer_bytes(cfg: models.ModelConfig, seq_len: int, runtime: Runtime) -> floa
 
 def _attention(seq_len: int, attention: str, window: int | None) -> tuple[float, float]:
     """(key and value copies a token, probabilities a query and head) that an implementation keeps."""
-    if attention in ("blockwise", "amx"):
+    if attention in ("blockwise", "amx", "cudnn"):
         return 2.0, 0.0
     if attention == "reference":
         return 2.0, 2.0 * seq_len

@@ -100,7 +100,7 @@ def test_a_pair_differs_in_the_model_alone():
 def trained(seed, *losses, seconds=170.0):
     return results.Trained(
         folder=ROOT, seed=seed, dtype="bfloat16", losses=list(losses), bits_per_byte=2.0, seconds=seconds, steps=10,
-        tokens=1000, parameters=800_000, flops=1e9, tokens_per_second=1e4,
+        tokens=1000, parameters=800_000, flops=1e9, tokens_per_second=1e4, machine="a-machine",
     )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def demo(tmp_path):
     final = [{"step": 20, "kind": "final", "loss": 2.0, "bits_per_byte": 1.8}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train + val + final))
     start = {"commit": "abc+", "command": "min-llm train x", "time": "2026-01-01", "flops_per_token": 10.0}
-    starts = {"starts": [start | {"runtime": {"dtype": "bfloat16"}}]}
+    starts = {"starts": [start | {"runtime": {"dtype": "bfloat16"}, "platform": "cpu"}]}
     (tmp_path / "environment.json").write_text(json.dumps(starts))
     found = {"xz_9": {"alone": 2.9, "conditional": 2.8}, "kneser_ney": {"order": 5, "bits_per_byte": 2.3}}
     (tmp_path / "baselines.json").write_text(json.dumps(found))

@@ -27,12 +27,23 @@ def test_the_compute_dtype_is_the_one_that_was_measured_fast(machine, dtype):
     assert resolve(RuntimeConfig(), 4).dtype == dtype
 
 
-def test_layers_are_unrolled_on_cpu_unless_they_are_many(machine):
-    machine("cpu", "float32")
-    assert not resolve(RuntimeConfig(), SCAN_FROM_LAYERS - 1).scan
-    assert resolve(RuntimeConfig(), SCAN_FROM_LAYERS).scan
-    machine("gpu", "bfloat16")
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_layers_are_unrolled_unless_they_are_many(machine, backend):
+    machine(backend, "float32")
+    assert not resolve(RuntimeConfig(), SCAN_FROM_LAYERS[backend] - 1).scan
+    assert resolve(RuntimeConfig(), SCAN_FROM_LAYERS[backend]).scan
+
+
+def test_what_was_not_measured_is_scanned(machine):
+    machine("tpu", "bfloat16")
     assert resolve(RuntimeConfig(), 2).scan
+
+
+def test_an_accelerator_holds_more_logits_at_once(machine):
+    machine("cpu", "float32")
+    few = resolve(RuntimeConfig(), 2).logits_per_chunk
+    machine("gpu", "float32")
+    assert resolve(RuntimeConfig(), 2).logits_per_chunk > few
 
 
 def test_what_the_user_says_is_done(machine):

@@ -30,7 +30,7 @@ class Attention(Protocol):
     ) -> Float[Array, "b s h k"]: ...
 
 
-IMPLEMENTATIONS = ("reference", "xla", "blockwise", "amx")
+IMPLEMENTATIONS = ("reference", "xla", "blockwise", "amx", "cudnn")
 
 
 def get(name: str) -> Attention:
@@ -38,3 +38,13 @@ def get(name: str) -> Attention:
     if name not in IMPLEMENTATIONS:
         raise UserError(f"There is no attention implementation {name!r}.{nearest(name, IMPLEMENTATIONS)}")
     return importlib.import_module(f"{__name__}.{name}").attention
+
+
+def fastest(dtype: str) -> str:
+    """The implementation that is fastest on this machine in this compute dtype."""
+    from min_llm.kernels import cpu
+    from min_llm.kernels.attention import cudnn
+
+    if dtype == "bfloat16" and cpu.available():
+        return "amx"
+    return "cudnn" if dtype in ("bfloat16", "float16") and cudnn.available() else "xla"
