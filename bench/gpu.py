@@ -7,7 +7,8 @@
     torch     the same shapes in PyTorch with torch.compile on the same card, where torch sees it
     decode    tokens/s of generation and its share of the memory bandwidth
 
-Rows go to bench/results/gpu.<card>.json. --smoke runs tiny shapes on whatever device there is and writes nothing.
+Rows go to bench/results/gpu.<card>.json. Each part is a process of its own, so that JAX and PyTorch never share the
+card's memory; `torch` sets its figures beside those that `mfu` wrote before. --smoke runs tiny shapes on whatever device there is and writes nothing.
 nanoGPT's GPU setting over seeds is `python -m apps.nanogpt.run --configs gpt2-gpu llama-gpu`.
 """
 
@@ -190,14 +191,15 @@ def _bf16(sheet: Any) -> float | None:
 
 
 TORCH = """
-import json, sys, time, torch
+import json, sys
 from peers.gpu import measure
 print(json.dumps(measure(json.loads(sys.argv[1]))))
 """
 
 
 def torch(smoke: bool) -> list[results.Row]:
-    """The same shapes in PyTorch, in a process of its own so that the two never share the card's memory."""
+    """The same shapes in PyTorch, on a card that JAX does not hold. Its attention is plainly causal, which favours it:
+    ours keeps documents apart."""
     rows = []
     for shape in shapes(smoke):
         request = {"model": dataclasses.asdict(config(shape)), "rows": shape.rows, "length": shape.length}
@@ -212,19 +214,24 @@ def torch(smoke: bool) -> list[results.Row]:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
             print(f"torch {shape.name}: not measured ({last})", file=sys.stderr)
             continue
-        seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
-        tokens = shape.rows * shape.length
+        answer = json.loads(done.stdout.splitlines()[-1])
+        seconds, tokens = answer["seconds"], shape.rows * shape.length
+        case = f"train {shape.name}"
+        before = [] if smoke else results.read("gpu", results.machine_name(answer["device"]))
+        ours = [r["ours"] for r in before if r["case"] == case and r["metric"] == "tokens_per_second"]
         rows.append(
             results.row(
-                f"train {shape.name}",
+                case,
                 "tokens_per_second",
                 "tok/s",
                 "bfloat16",
-                None,
+                next((value for value in ours if value is not None), None),
                 peer_name="torch.compile",
                 peer=tokens / statistics.median(seconds),
                 runs=len(seconds),
-                spread=[tokens / max(seconds), tokens / min(seconds)],
+                peer_spread=[tokens / max(seconds), tokens / min(seconds)],
+                versions={**results.own_versions(), "peer_torch": answer["torch"]},
+                machine=results.machine_name(answer["device"]),
             )
         )
     return rows
@@ -263,6 +270,18 @@ def decode(smoke: bool) -> list[results.Row]:
     return rows
 
 
+def card() -> str:
+    """The card's name, or an exit where JAX sees none."""
+    import jax
+
+    import min_llm  # noqa: F401
+    from min_llm import platform
+
+    if jax.default_backend() == "cpu":
+        sys.exit("JAX sees no GPU here, so there is nothing to measure; --smoke tries the script on a CPU.")
+    return results.machine_name(platform.device_kind())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -270,26 +289,27 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, any device, nothing written")
     options = parser.parse_args()
-    import jax
-
-    import min_llm  # noqa: F401
-
-    if jax.default_backend() == "cpu" and not options.smoke:
-        sys.exit("JAX sees no GPU here, so there is nothing to measure; --smoke tries the script on a CPU.")
-    from min_llm import platform
-
-    card = results.machine_name(platform.device_kind())
-    for part in options.parts.split(","):
+    parts = options.parts.split(",")
+    for part in parts:
         if part not in PARTS:
             sys.exit(f"There is no part {part!r}; the parts are {', '.join(PARTS)}.")
-        rows = globals()[part](options.smoke)
-        for made in rows:
-            value = made["ours"] if made["ours"] is not None else made["peer"]
-            print(
-                f"{made['case']:24} {made['metric']:20} {value:14.5g} {made['unit']} {made['peer_name'] or ''}"
-            )
-        if not options.smoke:
-            print(f"wrote {results.write('gpu', rows, machine=card)}")
+    if len(parts) > 1:
+        smoke = ["--smoke"] * options.smoke
+        for part in parts:
+            done = subprocess.run([sys.executable, "-m", "bench.gpu", "--parts", part, *smoke])
+            if done.returncode:
+                sys.exit(done.returncode)
+        return
+    machine = None if options.smoke or parts == ["torch"] else card()
+    rows = globals()[parts[0]](options.smoke)
+    for made in rows:
+        value = made["ours"] if made["ours"] is not None else made["peer"]
+        against = f"{made['peer_name']} {made['peer']:.5g}" if made["peer"] is not None else ""
+        print(
+            f"{made['case']:24} {made['metric']:20} {value:14.5g} {made['unit']:6} {made['dtype']} {against}"
+        )
+    if rows and not options.smoke:
+        print(f"wrote {results.write('gpu', rows, machine=machine or rows[0]['machine'])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,10 @@ def own_versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the working tree, with "+changes" when tracked files differ from it."""
+    """The commit of the working tree, with "+changes" when tracked files differ from it.
+    $MIN_LLM_COMMIT names it where the tree is a copy that git knows nothing of."""
+    if given := os.environ.get("MIN_LLM_COMMIT"):
+        return given
 
     def git(*words: str) -> str:
         return subprocess.run(

@@ -68,7 +68,8 @@ class Llama(nn.Module):
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """{model, rows, length, n} -> {"seconds": of each of n training steps, the card idle before and after}.
+    """{model, rows, length, n} -> {"seconds": of each of n training steps, the card idle before and after, "device": its
+    name, "torch": the version}.
 
     Plain causal attention: PyTorch's fused kernels take no document mask, which favours this side.
     """
@@ -95,4 +96,5 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         wait()
         if i >= 3:
             seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds}
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return {"seconds": seconds, "device": name, "torch": torch.__version__}

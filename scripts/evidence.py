@@ -51,7 +51,10 @@ def git(*words: str, root: Path = ROOT) -> str:
 
 
 def commit(root: Path = ROOT) -> str:
-    """HEAD, with "+changes" when tracked files other than `OUTPUTS` differ from it."""
+    """HEAD, with "+changes" when tracked files other than `OUTPUTS` differ from it.
+    $MIN_LLM_COMMIT names it where the tree is a copy that git knows nothing of."""
+    if given := os.environ.get("MIN_LLM_COMMIT"):
+        return given
     outputs = [f":(exclude,glob){path}{'' if '*' in path or '.' in path else '/**'}" for path in OUTPUTS]
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *outputs, root=root)
     return git("rev-parse", "HEAD", root=root) + ("+changes" if changed else "")
