@@ -8,7 +8,8 @@
     decode    tokens/s of generation and its share of the memory bandwidth
 
 Rows go to bench/results/gpu.<card>.json. Each part is a process of its own, so that JAX and PyTorch never share the
-card's memory; `torch` sets its figures beside those that `mfu` wrote before. --smoke runs tiny shapes on whatever device there is and writes nothing.
+card's memory; `torch` sets its figures beside those that `mfu` wrote before. --smoke runs tiny shapes on whatever
+device there is and writes nothing.
 nanoGPT's GPU setting over seeds is `python -m apps.nanogpt.run --configs gpt2-gpu llama-gpu`.
 """
 

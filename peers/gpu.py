@@ -68,8 +68,8 @@ class Llama(nn.Module):
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """{model, rows, length, n} -> {"seconds": of each of n training steps, the card idle before and after, "device": its
-    name, "torch": the version}.
+    """{model, rows, length, n} -> {"seconds": of each of n training steps, the card idle before and after, "device":
+    its name, "torch": the version}.
 
     Plain causal attention: PyTorch's fused kernels take no document mask, which favours this side.
     """

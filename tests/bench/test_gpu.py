@@ -9,8 +9,14 @@ def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    differences = [float(line.split()[-1]) for line in lines if "oracle_difference" in line]
-    assert len(differences) == 6 and max(differences) < 1e-5
+    worst = {
+        dtype: [
+            float(line.split()[-2]) for line in lines if "oracle_difference" in line and line.endswith(dtype)
+        ]
+        for dtype in ("float32", "bfloat16")
+    }
+    assert len(worst["float32"]) >= 6 and max(worst["float32"]) < 1e-5
+    assert len(worst["bfloat16"]) >= 6 and max(worst["bfloat16"]) < 0.05
     assert sum("tokens_per_second" in line for line in lines) == 3
     assert "wrote" not in done.stdout
 
