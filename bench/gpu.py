@@ -1,7 +1,8 @@
 """Everything that is asked of a GPU, in one command: correctness first, then speed.
 
-    python -m bench.gpu [--parts correct,mfu,torch,decode] [--smoke]
+    python -m bench.gpu [--parts masks,correct,mfu,torch,decode] [--smoke]
 
+    masks     the attention that training takes on this machine against the plain one, under every kind of mask
     correct   every attention implementation and both models against the NumPy oracles, on the card
     mfu       training tokens/s and MFU of 124M and 1B Llama shapes in bfloat16, packed documents
     torch     the same shapes in PyTorch with torch.compile on the same card, where torch sees it
@@ -29,7 +30,7 @@ import numpy as np
 
 from bench import results
 
-PARTS = ("correct", "mfu", "torch", "decode")
+PARTS = ("masks", "correct", "mfu", "torch", "decode")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,56 @@ def packed(shape: Shape, seed: int = 0) -> Any:
 
 
 # Correctness
+
+
+def masks(smoke: bool) -> list[results.Row]:
+    """Largest error of output and gradients in bfloat16 over the largest entry, against the reference in float32."""
+    import jax
+    import jax.numpy as jnp
+
+    from min_llm.kernels import attention
+    from min_llm.kernels.mask import Mask
+
+    name, (b, s, h, g, d) = attention.fastest("bfloat16"), (2, 160, 4, 2, 64)
+    index = jnp.broadcast_to(jnp.arange(s), (b, s))
+    segments = jnp.stack([1 + index[0] // 50, jnp.where(index[0] < 100, 1, 0)])
+    late = index[:, : s // 2] + s // 2
+    cases = {
+        "causal": Mask(),
+        "full": Mask(causal=False),
+        "window": Mask(window=30),
+        "packed": Mask(q_segments=segments, kv_segments=segments),
+        "packed, window": Mask(q_segments=segments, kv_segments=segments, window=30),
+        "prefix": Mask(prefix=jnp.array([70, 0])),
+        "given order": Mask(q_index=index[:, ::-1], kv_index=index[:, ::-1]),
+        "later half": Mask(q_index=late, kv_index=index),
+        "cross, packed": Mask(causal=False, q_segments=segments[:, ::2], kv_segments=segments),
+    }
+    rng = np.random.default_rng(0)
+    rows, kept = [], []
+    for case, mask in cases.items():
+        queries = s // 2 if case in ("later half", "cross, packed") else s
+        sizes = ((b, queries, h, d), (b, s, g, d), (b, s, g, d), (b, queries, h, d))
+        given = [jnp.asarray(rng.normal(size=size), jnp.bfloat16) for size in sizes]
+
+        def run(kind: str, dtype: str, given: list = given, mask: Any = mask) -> list[np.ndarray]:
+            def both(q: Any, k: Any, v: Any, d_out: Any) -> tuple:
+                out, pull = jax.vjp(lambda q, k, v: attention.get(kind)(q, k, v, mask), q, k, v)
+                return out, *pull(d_out)
+
+            kept.append(jax.jit(both))  # jaxlib 0.12 may abort where a CPU program is freed early
+            return [np.asarray(x, np.float32) for x in kept[-1](*(x.astype(dtype) for x in given))]
+
+        with jax.default_matmul_precision("highest"):
+            exact = run("reference", "float32")
+        pairs = zip(run(name, "bfloat16"), exact, strict=True)
+        worst = max(float(np.abs(got - want).max() / np.abs(want).max()) for got, want in pairs)
+        rows.append(
+            results.row(f"{name}: {case}", "reference_difference", "", "bfloat16", worst, better="lower")
+        )
+        if not worst <= 0.02:
+            raise SystemExit(f"{name} attention under {case!r} differs from the reference by {worst:.2g}")
+    return rows
 
 
 def correct(smoke: bool) -> list[results.Row]:
@@ -204,7 +255,7 @@ def torch(smoke: bool) -> list[results.Row]:
     rows = []
     for shape in shapes(smoke):
         request = {"model": dataclasses.asdict(config(shape)), "rows": shape.rows, "length": shape.length}
-        request["n"] = 3 if smoke else 20
+        request["n"], request["on_cpu"] = 3 if smoke else 20, smoke
         done = subprocess.run(
             [sys.executable, "-c", TORCH, json.dumps(request)],
             capture_output=True,
@@ -219,14 +270,19 @@ def torch(smoke: bool) -> list[results.Row]:
         seconds, tokens = answer["seconds"], shape.rows * shape.length
         case = f"train {shape.name}"
         before = [] if smoke else results.read("gpu", results.machine_name(answer["device"]))
-        ours = [r["ours"] for r in before if r["case"] == case and r["metric"] == "tokens_per_second"]
+        ours = [
+            row["ours"]
+            for row in before
+            if (row["case"], row["metric"], row["commit"]) == (case, "tokens_per_second", results.commit())
+            and row["peer_name"] is None
+        ]
         rows.append(
             results.row(
                 case,
                 "tokens_per_second",
                 "tok/s",
                 "bfloat16",
-                next((value for value in ours if value is not None), None),
+                ours[0] if ours else None,
                 peer_name="torch.compile",
                 peer=tokens / statistics.median(seconds),
                 runs=len(seconds),
@@ -243,10 +299,11 @@ def torch(smoke: bool) -> list[results.Row]:
 
 def decode(smoke: bool) -> list[results.Row]:
     """Greedy tokens/s at batch 1 and 16, and the share of the measured bandwidth that reading the weights takes."""
-    from min_llm import models, spec
+    from min_llm import models
     from min_llm.infer.sample import Sampling, generate
     from min_llm.kernels import peaks
     from min_llm.nn.runtime import RuntimeConfig, resolve
+    from min_llm.plan import flops
 
     rows = []
     bandwidth = peaks.measure()["bytes"]
@@ -254,7 +311,7 @@ def decode(smoke: bool) -> list[results.Row]:
         cfg = config(shape)
         params = models.init(cfg, 0)
         runtime = resolve(RuntimeConfig(dtype="bfloat16"), cfg.n_layers)
-        weights = 2 * spec.count(models.spec(cfg), "matrix", "head") or 1
+        weights = 2 * flops.matmul_parameters(models.spec(cfg))
         n = 16 if smoke else 128
         for batch in (1, 16):
             prompts = [[1, 2, 3, 4]] * batch
@@ -306,9 +363,10 @@ def main() -> None:
     for made in rows:
         value = made["ours"] if made["ours"] is not None else made["peer"]
         against = f"{made['peer_name']} {made['peer']:.5g}" if made["peer"] is not None else ""
-        print(
+        line = (
             f"{made['case']:24} {made['metric']:20} {value:14.5g} {made['unit']:6} {made['dtype']} {against}"
         )
+        print(line.rstrip())
     if rows and not options.smoke:
         print(f"wrote {results.write('gpu', rows, machine=machine or rows[0]['machine'])}", flush=True)
 

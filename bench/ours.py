@@ -23,11 +23,13 @@ def imports() -> dict[str, Any]:
     """Import the library and start JAX's backend; the peak memory then, in bytes."""
     from min_llm import platform
 
-    platform.keep_memory()
+    platform.run_in_turn()
     import jax
 
     import min_llm.train.loop  # noqa: F401
+    from min_llm.kernels import cpu
 
+    cpu.keep_blocks()
     jax.devices()
     return {"peak": peak()}
 
@@ -85,7 +87,7 @@ def start(
         made = loader.batch(
             file, seed=seed, step=n, rows=batch["rows"], seq_len=batch["length"], order="random"
         )
-        return jax.device_put(made)
+        return jax.block_until_ready(jax.device_put(made))
 
     _run["step"] = step.jit_step(step.make_step(step.language_model_loss(cfg, facts), tx, micro_batches))
     _run["batches"] = loader.Prefetcher(make_batch, 0)

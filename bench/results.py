@@ -98,7 +98,8 @@ def own_versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of the working tree, with "+changes" when tracked files differ from it.
-    $MIN_LLM_COMMIT names it where the tree is a copy that git knows nothing of."""
+
+    $MIN_LLM_COMMIT names it where the tree is a copy of a commit that git knows nothing of (bench/gpu.py on a card)."""
     if given := os.environ.get("MIN_LLM_COMMIT"):
         return given
 

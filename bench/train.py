@@ -66,7 +66,7 @@ VARIANTS = (
     ("compile max-autotune", "max-autotune-no-cudagraphs", "autocast"),
 )
 # glibc then keeps large blocks instead of mapping them anew (PyTorch gains 12% on a, 2-3% on b), in huge pages (2% on
-# b, 6% on c). Our side does the same for itself (platform.keep_memory).
+# b, 6% on c). Our side does the same for itself (kernels/cpu/blocks.cc).
 PEER_ENV = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),

@@ -1,4 +1,4 @@
-"""The machine below: XLA flags, memory kept between steps, the device's name and features.
+"""The machine below: XLA flags, how JAX runs programs, the device's name and features.
 
 Nothing here imports JAX at module level: the flags must be set before JAX starts its backend.
 """
@@ -80,42 +80,20 @@ def compiler_for_kernels() -> str | None:
     return shutil.which("g++") or shutil.which("clang++")
 
 
-def keep_memory(largest: int = 2**30, reserve: int = 2**33) -> None:
-    """Keep freed memory in this process, in huge pages (Linux with glibc; elsewhere nothing happens).
+def run_in_turn() -> None:
+    """Run every program on CPU to its end in the thread that calls it. To be called before JAX starts its backend.
 
-    XLA's CPU backend allocates the temporary memory of a step anew each time, glibc maps blocks of that size anew, and
-    the kernel clears them page by page: a quarter of a step that needs 600 MiB. Here the heap keeps what is freed.
-    Two or three such blocks can come to be there at a time (one step's is freed after the next one's is taken), so
-    blocks larger than `largest` bytes go back to the system as ever.
-    `reserve` bytes of addresses, of which nothing is touched, are marked for pages of 2 MiB first. To be called before
-    JAX starts: threads that have a heap of their own by then keep it.
+    Otherwise JAX takes the temporary memory of a step before it has given back that of the one before: twice or three
+    times as much, for the one or two milliseconds of Python that could run meanwhile.
     """
-    if _kept or not sys.platform.startswith("linux"):
+    if _backend_started():
+        import warnings
+
+        warnings.warn("JAX has started already, so programs keep running asynchronously.", stacklevel=2)
         return
-    _kept.append(True)
-    import ctypes
+    import jax
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return
-    trim_threshold, mmap_threshold, mmap_max, arena_max, never = -1, -3, -4, -8, -1  # malloc.h
-    libc.mallopt(arena_max, 1)  # heaps of threads cannot grow beyond 64 MiB
-    libc.mallopt(mmap_max, 0)  # for the reserve
-    libc.mallopt(trim_threshold, never)
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    block = libc.malloc(reserve)
-    if block:
-        page, huge_pages = 2**21, 14  # sys/mman.h
-        start = -(-block // page) * page
-        libc.madvise(start, (block + reserve - start) // page * page, huge_pages)
-        libc.free(block)
-    libc.mallopt(mmap_max, 65536)
-    libc.mallopt(mmap_threshold, largest)
-
-
-_kept: list[bool] = []
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _backend_started() -> bool:
@@ -181,7 +159,7 @@ def emit_dtype(dtype: Any, wanted: Any = None) -> Any:
 
     if jax.default_backend() == "cpu":
         return jnp.dtype(dtype)
-    return jnp.dtype(wanted) if wanted is not None else jnp.promote_types(dtype, jnp.float32)
+    return jnp.promote_types(dtype, jnp.float32 if wanted is None else wanted)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -68,12 +68,14 @@ class Llama(nn.Module):
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """{model, rows, length, n} -> {"seconds": of each of n training steps, the card idle before and after, "device":
-    its name, "torch": the version}.
+    """{model, rows, length, n, on_cpu} -> {"seconds": of each of n training steps, the card idle before and after,
+    "device": its name, "torch": the version}.
 
     Plain causal attention: PyTorch's fused kernels take no document mask, which favours this side.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not request["on_cpu"]:
+        raise SystemExit("PyTorch sees no card")
     torch.set_float32_matmul_precision("high")
     model: Any = Llama(request["model"]).to(device)
     optimizer = torch.optim.AdamW(

@@ -52,7 +52,8 @@ def git(*words: str, root: Path = ROOT) -> str:
 
 def commit(root: Path = ROOT) -> str:
     """HEAD, with "+changes" when tracked files other than `OUTPUTS` differ from it.
-    $MIN_LLM_COMMIT names it where the tree is a copy that git knows nothing of."""
+
+    $MIN_LLM_COMMIT names it where the tree is a copy of a commit that git knows nothing of (bench/gpu.py on a card)."""
     if given := os.environ.get("MIN_LLM_COMMIT"):
         return given
     outputs = [f":(exclude,glob){path}{'' if '*' in path or '.' in path else '/**'}" for path in OUTPUTS]

@@ -71,7 +71,7 @@ def train(
         raise UserError("Give a configuration, for example: min-llm train apps/shakespeare/config.yaml")
     overrides = [s for s in given if "=" in s]
     cfg = config_lib.load(RunConfig, paths[0] if paths else None, overrides)
-    platform.keep_memory()
+    platform.run_in_turn()
     platform.use_compilation_cache()
     finished, folder = run(cfg)
     if not finished:
@@ -82,6 +82,7 @@ def train(
 def run(cfg: RunConfig) -> tuple[bool, Path]:
     """Train `cfg` to its end or to a signal; (finished, run folder). The report is written either way."""
     from min_llm.evals.baselines import baselines
+    from min_llm.kernels import cpu
     from min_llm.platform import write_atomic
     from min_llm.reporting import reporter
     from min_llm.train.loop import Hook
@@ -91,6 +92,10 @@ def run(cfg: RunConfig) -> tuple[bool, Path]:
     from min_llm.train.run import begun_with, open_run
 
     cfg, task, data = pretraining(cfg, begun_with(cfg))
+    if cpu.available() and not cpu.keep_blocks():
+        reporter().info(
+            "XLA's large blocks of memory are not kept from step to step: its library has changed"
+        )
     with (
         disk_errors(Path(cfg.out) / cfg.name),
         open_run(cfg) as opened,

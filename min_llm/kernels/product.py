@@ -45,8 +45,8 @@ def multiply(x: Array, w: Array, tx: bool = False, tw: bool = False, dtype: DTyp
 
 @jax.custom_vjp
 def _product(x: Array, w: Array) -> Array:
-    """The gradient is written out so that both of its products take operands in x's dtype: autodiff would multiply
-    the float32 gradient of a float32 result, which runs at half the speed or less on every device."""
+    """The gradient is written out so that both of its products take operands in x's dtype: autodiff on
+    accelerators would multiply the float32 gradient of a float32 result, at half the speed or less."""
     return multiply(x, w)
 
 

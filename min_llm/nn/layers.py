@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from min_llm.nn import probe
@@ -62,8 +63,10 @@ def _unroll(
     layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int
 ) -> tuple[Array, Any, probe.Stats]:
     rows = []
+    if isinstance(x, jax.core.Tracer):  # traced once and called n times; XLA inlines the calls
+        layer = jax.jit(layer)
     for i, weights in enumerate(unstack(stack, n)):
-        (x, cache), stats = layer(first + i, weights, x, cache)
+        (x, cache), stats = layer(np.int32(first + i), weights, x, cache)
         rows.append(stats)
     return x, cache, jax.tree.map(lambda *leaf: jnp.stack(leaf), *rows)
 

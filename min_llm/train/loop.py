@@ -1,6 +1,6 @@
 """The training loop: one for every stage.
 
-It dispatches step n and, while the device works on it, reads the metrics of step n − 1. At boundaries (validation,
+It dispatches step n and, while an accelerator works on it, reads the metrics of step n − 1. At boundaries (validation,
 samples, checkpoints) it waits for the step, so nothing is ever saved before its loss is known to be finite, and
 everything a checkpoint's metrics say is on disk before the checkpoint is.
 """
@@ -173,7 +173,8 @@ class Loop:
         return Outcome(done, t.steps, state.params)
 
     def batch(self, step: int) -> Any:
-        return jax.device_put(self.task.batch(step))
+        """A batch on the device, all there: on CPU a step that must wait for its input would run asynchronously."""
+        return jax.block_until_ready(jax.device_put(self.task.batch(step)))
 
     def at_boundary(self, done: int) -> bool:
         every = self.cfg.checkpoint.every

@@ -72,9 +72,14 @@ def pretraining(
 def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Runtime:
     """The runtime with what was "auto" as it was when the run began; it is said where this machine would choose
     otherwise today."""
-    free = {"dtype": given.dtype, "attention": given.attention, "scan": given.layers}
+    free = {
+        "dtype": given.dtype == "auto",
+        "attention": given.attention == "auto",
+        "scan": given.layers == "auto",
+        "logits_per_chunk": given.logits_per_chunk == 0,
+    }
     kept = {
-        k: began[k] for k, v in free.items() if v == "auto" and k in began and began[k] != getattr(runtime, k)
+        k: began[k] for k, auto in free.items() if auto and k in began and began[k] != getattr(runtime, k)
     }
     for name, value in kept.items():
         reporter().info(

@@ -5,7 +5,7 @@ import sys
 
 
 def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_path):
-    command = [sys.executable, "-m", "bench.gpu", "--smoke", "--parts", "correct,mfu,decode"]
+    command = [sys.executable, "-m", "bench.gpu", "--smoke", "--parts", "masks,correct,mfu,decode"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -17,6 +17,7 @@ def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_pat
     }
     assert len(worst["float32"]) >= 6 and max(worst["float32"]) < 1e-5
     assert len(worst["bfloat16"]) >= 6 and max(worst["bfloat16"]) < 0.05
+    assert sum("reference_difference" in line for line in lines) == 9
     assert sum("tokens_per_second" in line for line in lines) == 3
     assert "wrote" not in done.stdout
 

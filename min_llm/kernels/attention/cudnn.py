@@ -3,19 +3,19 @@
 They know the causal order and skip what is to the right of the diagonal; every other rule (documents, windows, a
 prefix, places that are given) is drawn as a matrix of zeros and large negative numbers, [B, S, T] in the compute
 dtype and the same for all heads and layers. What they cannot do goes to `xla`: float32, odd lengths, one query at a
-time, head dimensions that are no multiple of 8, drawn masks that would take more than `LARGEST_MASK` bytes, meshes.
+time, head dimensions that are no multiple of 8, meshes. Where the drawn mask would take more than `LARGEST_MASK` bytes,
+`blockwise` attends, whose memory does not grow with S x T.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from min_llm.kernels.attention import xla
+from min_llm.kernels.attention import blockwise, xla
 from min_llm.kernels.mask import Mask
 
 LARGEST_MASK = 2**32  # bytes
@@ -25,26 +25,27 @@ def attention(
     q: Float[Array, "b s h k"], k: Float[Array, "b t g k"], v: Float[Array, "b t g k"], mask: Mask
 ) -> Float[Array, "b s h k"]:
     """Grouped-query attention; see the package docstring for shapes."""
-    if not supported(q, k, mask):
+    if not supported(q, k):
         return xla.attention(q, k, v, mask)
-    causal = mask.in_order and mask.causal and q.shape[1] == k.shape[1]
-    visible = drawn(mask, q.shape[1], k.shape[1], causal)
+    s, t = q.shape[1], k.shape[1]
+    causal = mask.in_order and mask.causal and s == t
+    if not says_all(causal, mask) and 2 * q.shape[0] * s * t > LARGEST_MASK:
+        return blockwise.attention(q, k, v, mask)
+    visible = None if says_all(causal, mask) else mask.visible(slice(0, s), slice(0, t))
+    visible = None if visible is None else visible[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=visible, is_causal=causal, implementation="cudnn")
 
 
-def drawn(mask: Mask, s: int, t: int, causal: bool) -> Bool[Array, "b 1 s t"] | None:
-    """The rules that cuDNN is not told; None where `causal` says it all."""
-    if causal and mask.window is None and (mask.q_segments is None or mask.kv_segments is None):
-        return None
-    visible = mask.visible(slice(0, s), slice(0, t))
-    return None if visible is None else visible[:, None]
+def says_all(causal: bool, mask: Mask) -> bool:
+    """Whether the causal order, where cuDNN is told of it, is the mask's only rule."""
+    return causal and mask.window is None and (mask.q_segments is None or mask.kv_segments is None)
 
 
-def supported(q: Array, k: Array, mask: Mask) -> bool:
+def supported(q: Array, k: Array) -> bool:
     """Whether cuDNN can do it, here."""
-    (b, s, _, d), t = q.shape, k.shape[1]
+    (_, s, _, d), t = q.shape, k.shape[1]
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and d % 8 == 0 and d <= 128
-    fits = fits and s > 1 and s % 2 == t % 2 == 0 and 2 * math.prod((b, s, t)) <= LARGEST_MASK
+    fits = fits and s > 1 and s % 2 == t % 2 == 0
     return fits and not jax.sharding.get_abstract_mesh().axis_names and available()
 
 

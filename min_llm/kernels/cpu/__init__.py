@@ -68,6 +68,13 @@ def unavailable() -> str | None:
 _loaded: list[ctypes.CDLL] = []
 
 
+@functools.cache
+def keep_blocks() -> bool:
+    """Keep the large blocks that XLA frees in this process, in huge pages, for its next request of their size
+    (blocks.cc); False where the kernels do not run, and everything stays as it is."""
+    return available() and _loaded[0].min_llm_keep_blocks(b"libjax_common") == 0
+
+
 def build(compiler: str) -> Path:
     """The compiled library, from the cache or made now (about 4 s)."""
     import jax

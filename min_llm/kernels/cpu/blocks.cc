@@ -8,7 +8,9 @@
 //
 // So these two functions are led here for XLA's library alone, by overwriting its entries of the table through which
 // it calls them. Blocks from kSmallest bytes on come from the kernel in pages of 2 MiB and, when freed, wait here for
-// the next request of about their size; everything else goes to the C library as before.
+// the next request of about their size. A request that finds none sends those back to the system that waited through
+// the one before it too, so programs that run again and again meet their own blocks and nothing older is hoarded.
+// Everything else goes to the C library as before.
 #include <elf.h>
 #include <link.h>
 #include <sys/mman.h>
@@ -29,14 +31,17 @@ constexpr size_t kSmallest = size_t{1} << 22;
 // Never destroyed: XLA frees until the process ends.
 std::mutex& mutex = *new std::mutex;
 std::map<void*, size_t>& used = *new std::map<void*, size_t>;
-std::multimap<size_t, void*>& waiting = *new std::multimap<size_t, void*>;
-size_t held = 0;     // bytes that wait
-size_t most = 0;     // bytes that may
+struct Waiting {
+  void* block;
+  uint64_t since;  // misses before it was freed
+};
+std::multimap<size_t, Waiting>& waiting = *new std::multimap<size_t, Waiting>;
+uint64_t misses = 0;  // requests that found no block
 
 // Bytes at a 2 MiB border, in huge pages where the system has them; null when there is no memory.
 void* map_block(size_t bytes) {
   auto* raw = static_cast<char*>(
-      mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+      mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (raw == MAP_FAILED) return nullptr;
   auto* block = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(raw) + kPage - 1) / kPage * kPage);
   if (block > raw) munmap(raw, block - raw);
@@ -46,18 +51,25 @@ void* map_block(size_t bytes) {
 }
 
 int take(void** result, size_t alignment, size_t size) {
-  if (size < kSmallest || alignment > kPage) return posix_memalign(result, alignment, size);
+  if (size < kSmallest || size > PTRDIFF_MAX - 2 * kPage || alignment > kPage) return posix_memalign(result, alignment, size);
   const size_t bytes = (size + kPage - 1) / kPage * kPage;
   std::lock_guard<std::mutex> lock(mutex);
-  auto found = waiting.lower_bound(bytes);
-  // a block much larger than asked for is left to the request it fits
-  if (found != waiting.end() && found->first <= bytes + bytes / 4) {
-    *result = found->second;
-    used.emplace(found->second, found->first);
-    held -= found->first;
+  const auto found = waiting.lower_bound(bytes);
+  if (found != waiting.end() && found->first <= bytes + bytes / 8) {
+    *result = found->second.block;
+    used.emplace(found->second.block, found->first);
     waiting.erase(found);
     return 0;
   }
+  for (auto it = waiting.begin(); it != waiting.end();) {
+    if (it->second.since < misses) {
+      munmap(it->second.block, it->first);
+      it = waiting.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  ++misses;
   void* block = map_block(bytes);
   if (block == nullptr) return ENOMEM;
   used.emplace(block, bytes);
@@ -66,17 +78,11 @@ int take(void** result, size_t alignment, size_t size) {
 }
 
 void give(void* block) {
-  if (reinterpret_cast<uintptr_t>(block) % kPage == 0 && block != nullptr) {
+  if (block != nullptr && reinterpret_cast<uintptr_t>(block) % kPage == 0) {
     std::lock_guard<std::mutex> lock(mutex);
-    if (auto found = used.find(block); found != used.end()) {
-      const size_t bytes = found->second;
+    if (const auto found = used.find(block); found != used.end()) {
+      waiting.emplace(found->second, Waiting{block, misses});
       used.erase(found);
-      if (held + bytes <= most) {
-        waiting.emplace(bytes, block);
-        held += bytes;
-      } else {
-        munmap(block, bytes);
-      }
       return;
     }
   }
@@ -85,9 +91,11 @@ void give(void* block) {
 
 struct Search {
   const char* library;
-  int replaced;
+  int replaced;  // functions, of two
 };
 
+// Called for every loaded library; stops at the one that is searched for. The addresses in its dynamic section are those
+// of the process: glibc has relocated them.
 int replace(dl_phdr_info* info, size_t, void* argument) {
   auto* search = static_cast<Search*>(argument);
   if (std::strstr(info->dlpi_name, search->library) == nullptr) return 0;
@@ -127,24 +135,22 @@ int replace(dl_phdr_info* info, size_t, void* argument) {
         const ElfW(Sym)& symbol = symbols[ELF64_R_SYM(entry.r_info)];
         if (ELF64_R_SYM(entry.r_info) == 0 || std::strcmp(names + symbol.st_name, one.name) != 0) continue;
         const uintptr_t place = info->dlpi_addr + entry.r_offset;
-        if (mprotect(reinterpret_cast<void*>(place / page * page), page, PROT_READ | PROT_WRITE) != 0) continue;
+        if (mprotect(reinterpret_cast<void*>(place / page * page), page, PROT_READ | PROT_WRITE) != 0) return 1;
         *reinterpret_cast<void**>(place) = one.to;
         ++found;
       }
     }
     if (found == 0) return 1;
-    search->replaced += found;
+    ++search->replaced;
   }
   return 1;
 }
 
 }  // namespace
 
-// Lead posix_memalign and free of the loaded library whose path contains `library` here; up to `bytes` of freed blocks
-// are kept. 0 on success; anything else: nothing was kept, or there is no such library.
-extern "C" int min_llm_keep_blocks(const char* library, size_t bytes) {
-  most = bytes;
+// Lead posix_memalign and free of the loaded library whose path contains `library` here. 0 where that was possible.
+extern "C" int min_llm_keep_blocks(const char* library) {
   Search search{library, 0};
   dl_iterate_phdr(replace, &search);
-  return search.replaced >= 2 ? 0 : 1;
+  return search.replaced == 2 ? 0 : 1;
 }
