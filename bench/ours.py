@@ -89,10 +89,11 @@ def start(
         )
         return jax.block_until_ready(jax.device_put(made))
 
-    _run["step"] = step.jit_step(step.make_step(step.language_model_loss(cfg, facts), tx, micro_batches))
+    make = step.make_step(step.language_model_loss(cfg, facts), tx, micro_batches)
     _run["batches"] = loader.Prefetcher(make_batch, 0)
     _run["state"] = jax.block_until_ready(state)
     built = time.perf_counter()
+    _run["step"] = step.compile_step(make, state, make_batch(0))
     loss = _steps(1)
     flops = flops_per_token(cfg, batch["length"])
     return {

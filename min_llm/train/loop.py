@@ -35,7 +35,7 @@ from min_llm.train.pretrain import Task
 from min_llm.train.process import Clock, Trace, stop_signals
 from min_llm.train.run import Run
 from min_llm.train.schedules import schedule
-from min_llm.train.step import State, init_state, jit_step, make_step
+from min_llm.train.step import State, compile_step, init_state, make_step
 
 
 class TrainingStopped(RuntimeError):
@@ -120,7 +120,7 @@ class Loop:
                 self.cfg.seed if self.task.model.dropout else None,
                 probing,
             )
-            self.compiled[probing] = jit_step(step).lower(state, batch).compile()
+            self.compiled[probing] = compile_step(step, state, batch)
             seconds = time.perf_counter() - began
             size = self.compiled[probing].memory_analysis()
             held = (size.temp_size_in_bytes + size.argument_size_in_bytes) / 2**20 if size else float("nan")
