@@ -56,7 +56,8 @@ def test_a_configuration_trains(path, tmp_path, monkeypatch):
 
     monkeypatch.setattr("min_llm.kernels.peaks.measure", lambda: PEAKS)
     monkeypatch.setattr(
-        loop, "jit_step", lambda step: jax.jit(step, donate_argnums=0, compiler_options=QUICK)
+        "min_llm.train.step.jit_step",
+        lambda step: jax.jit(step, donate_argnums=0, compiler_options=QUICK),
     )
     text = tmp_path / "text.txt"
     text.write_text(
