@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
-    import jax
+    pass
 
 Tree = TypeVar("Tree")
 Role = Literal["matrix", "embedding", "head", "norm", "bias"]
@@ -85,32 +84,3 @@ def shapes(spec: Tree, dtype: Any = None) -> Tree:
     import jax.numpy as jnp
 
     return map_spec(lambda p: jax.ShapeDtypeStruct(p.shape, dtype or jnp.float32), spec)
-
-
-def init(spec: Tree, key: jax.Array, dtype: Any = None, shardings: Any = None) -> Tree:
-    """Initialise every leaf, in one jitted call.
-
-    The key of a leaf is folded from its name, so adding a parameter changes no other one's numbers; JAX's
-    partitionable random bits make them the same on every mesh. dtype: float32 by default. shardings: a tree like
-    the spec (`nn.axes.shardings`).
-    """
-    import jax
-    import jax.numpy as jnp
-
-    dtype = dtype or jnp.float32
-
-    def draw(key: jax.Array) -> Tree:
-        def leaf(path: Any, p: Param) -> jax.Array:
-            if p.std is None:
-                return jnp.full(p.shape, p.fill, dtype)
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            # the numbers are the same, but on one device XLA compiles the draw of a vector up to six times faster
-            shape = (p.size,) if shardings is None else p.shape
-            normal = jax.random.normal(own, shape, dtype).reshape(p.shape)
-            # without the barrier XLA multiplies std into the draw's own constants, differently from mesh to mesh
-            return p.std * jax.lax.optimization_barrier(normal)
-
-        return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=is_param)
-
-    return jax.jit(draw, out_shardings=shardings)(key)

@@ -19,9 +19,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from min_llm import spec as spec_lib
 from min_llm.config import UserError, build_fields, nearest
-from min_llm.nn import axes
+from min_llm.nn import axes, initial
 from min_llm.nn.batch import Batch
 from min_llm.nn.cache import NoCache
 from min_llm.nn.cross_entropy import cross_entropy
@@ -104,7 +103,7 @@ def init(cfg: ModelConfig, seed: int) -> Any:
 
 def init_spec(tree: Any, seed: int) -> Any:
     """`init` from a spec."""
-    return spec_lib.init(tree, jax.random.key(seed), shardings=axes.shardings(tree))
+    return initial.init(tree, jax.random.key(seed), shardings=axes.shardings(tree))
 
 
 def forward(

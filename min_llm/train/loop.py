@@ -81,7 +81,7 @@ class Loop:
         cfg = self.cfg
         self.hooks = [Hook("val", cfg.train.eval_every, lambda _, params: task.validate(params)), *hooks]
         self.optimizer = optimizer(cfg.optim, task.spec, cfg.train.steps)
-        self.rate = schedule(cfg.optim, cfg.train.steps)
+        self.rate = jax.jit(schedule(cfg.optim, cfg.train.steps))
         self.monitor = SpikeMonitor(cfg.train.spike_z)
         self.losses: list[float] = []  # since the last row
         self.timed = 0  # steps of this process since then

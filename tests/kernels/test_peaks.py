@@ -39,6 +39,15 @@ def test_a_busy_machine_is_measured_again_and_the_higher_figures_stay(fresh_home
     assert len(calls) == 4
 
 
+def test_a_machine_that_is_always_busy_is_measured_three_times(fresh_home):
+    calls, _, load = fresh_home
+    load[0] = 100.0
+    for _ in range(5):
+        peaks.measure.cache_clear()
+        peaks.measure()
+    assert calls == ["float32", "bfloat16"] * 3
+
+
 def test_a_broken_record_is_measured_anew(fresh_home):
     calls, _, _ = fresh_home
     platform.write_atomic(platform.home() / "hardware.json", "{broken")

@@ -10,8 +10,9 @@ import pytest
 
 from min_llm import models
 from min_llm.config import UserError, build
+from min_llm.nn.initial import init
 from min_llm.reference.adamw import adamw
-from min_llm.spec import Param, init, leaves, map_spec
+from min_llm.spec import Param, leaves, map_spec
 from min_llm.train.config import OptimConfig, RunConfig
 from min_llm.train.optim import optimizer
 from min_llm.train.schedules import schedule

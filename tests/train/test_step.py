@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from min_llm import models
-from min_llm import spec as spec_lib
 from min_llm.models.llama import Config
 from min_llm.nn.batch import Batch
+from min_llm.nn.initial import init
 from min_llm.nn.runtime import Runtime
 from min_llm.train.step import State, language_model_loss, make_step
 from tests.train.runs import TOY, toy_loss
@@ -49,7 +49,7 @@ def batch(kind="plain", rows=ROWS, seed=0):
 
 @functools.cache
 def parameters(model="toy"):  # call it outside jit: a cached tracer would leak into the next test
-    return spec_lib.init(TOY if model == "toy" else models.spec(CFG), jax.random.key(0))
+    return init(TOY if model == "toy" else models.spec(CFG), jax.random.key(0))
 
 
 @functools.cache
