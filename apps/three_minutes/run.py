@@ -78,7 +78,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
     parser.add_argument("--into", type=Path, help="results file, if not that of this checkout")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.settings and not (options.tune or options.calibrate):
         parser.error(
             "a row is a configuration and a commit: put the settings into the file, or tune with --tune"
