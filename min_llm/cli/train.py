@@ -15,6 +15,8 @@ import typer
 from min_llm.config import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from min_llm.data.prepare import Prepared
     from min_llm.train.config import RunConfig
     from min_llm.train.loop import Hook
@@ -81,6 +83,14 @@ def train(
 
 def run(cfg: RunConfig) -> tuple[bool, Path]:
     """Train `cfg` to its end or to a signal; (finished, run folder). The report is written either way."""
+    from min_llm.parallel import mesh as meshes
+
+    with meshes.use(cfg.parallel.mesh) as mesh:
+        return run_on(mesh, cfg)
+
+
+def run_on(mesh: Mesh | None, cfg: RunConfig) -> tuple[bool, Path]:
+    """`run` on the mesh in use, None on one device."""
     from min_llm.evals.baselines import baselines
     from min_llm.kernels import cpu
     from min_llm.platform import write_atomic
@@ -91,7 +101,7 @@ def run(cfg: RunConfig) -> tuple[bool, Path]:
     from min_llm.train.report import write_report
     from min_llm.train.run import begun_with, open_run
 
-    cfg, task, data = pretraining(cfg, begun_with(cfg))
+    cfg, task, data = pretraining(cfg, begun_with(cfg), mesh)
     if cpu.available() and not cpu.keep_blocks():
         reporter().info(
             "XLA's large blocks of memory are not kept from step to step: its library has changed"
@@ -152,6 +162,7 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
     """Continue the prompts and append what comes to samples.md."""
     from min_llm.infer.sample import Sampling, check, generate
     from min_llm.infer.text import prompt_tokens
+    from min_llm.parallel.mesh import alone
     from min_llm.reporting import reporter
     from min_llm.train.loop import Hook
 
@@ -160,16 +171,10 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
     check(cfg.model, prompts, s.max_tokens)  # now, not after hours of training
 
     def call(step: int, params: Any) -> None:
-        out = generate(
-            params,
-            cfg.model,
-            task.runtime,
-            prompts,
-            s.max_tokens,
-            sampling,
-            step,
-            tokenizer.eos,
-        )
+        with alone(params) as whole:
+            out = generate(
+                whole, cfg.model, task.runtime, prompts, s.max_tokens, sampling, step, tokenizer.eos
+            )
         with (folder / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"## Step {step}\n\n")
             for prompt, ids in zip(s.prompts, out, strict=True):

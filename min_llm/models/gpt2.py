@@ -149,7 +149,6 @@ def forward(
     mask = cache.mask(batch, None)
 
     def layer(i: Any, w: Layer, x: Array, cache: Any) -> tuple[Array, Any]:
-        w = axes.gather(w, layer_spec(cfg))
         keys = split(None if key is None else jax.random.fold_in(key, i), 2)
         out, cache = attention(w, cfg, x, mask, i, cache, runtime)
         x = x + dropout(probe("attention", out), cfg.dropout, keys[0])
@@ -158,7 +157,7 @@ def forward(
 
     x = embed(batch.tokens, params.embed, dtype)
     if batch.positions is None:
-        x = x + axes.shard(params.positions[:s].astype(dtype)[None], None, "seq", "features")
+        x = x + axes.shard(params.positions[:s].astype(dtype)[None], None, "residual", "features")
     else:
         x = x + embed(batch.positions, params.positions, dtype)
     x = dropout(x, cfg.dropout, None if key is None else jax.random.fold_in(key, cfg.n_layers))
@@ -169,18 +168,20 @@ def forward(
 def attention(
     w: Layer, cfg: Config, x: Float[Array, "b s d"], mask: Any, i: Any, cache: Any, runtime: Runtime
 ) -> tuple[Float[Array, "b s d"], Any]:
-    n = layer_norm(x, w.attn_norm_scale, w.attn_norm_bias, cfg.norm_eps)
+    n = axes.shard(
+        layer_norm(x, w.attn_norm_scale, w.attn_norm_bias, cfg.norm_eps), "batch", "seq", "features"
+    )
     q = plus(dot("bsd,dhk->bshk", n, w.wq), w.bq)
     k = plus(dot("bsd,dhk->bshk", n, w.wk), w.bk)
     v = plus(dot("bsd,dhk->bshk", n, w.wv), w.bv)
     out, cache = cache.attend(i, q, k, v, mask, runtime)
-    return plus(dot("bshk,hkd->bsd", out, w.wo, axes.out("batch", "seq", "features")), w.bo), cache
+    return plus(dot("bshk,hkd->bsd", out, w.wo, "batch", "residual", "features"), w.bo), cache
 
 
 def mlp(w: Layer, cfg: Config, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    n = layer_norm(x, w.mlp_norm_scale, w.mlp_norm_bias, cfg.norm_eps)
+    n = axes.shard(layer_norm(x, w.mlp_norm_scale, w.mlp_norm_bias, cfg.norm_eps), "batch", "seq", "features")
     hidden = jax.nn.gelu(plus(dot("bsd,df->bsf", n, w.w_up), w.b_up), approximate=True)
-    return plus(dot("bsf,fd->bsd", hidden, w.w_down, axes.out("batch", "seq", "features")), w.b_down)
+    return plus(dot("bsf,fd->bsd", hidden, w.w_down, "batch", "residual", "features"), w.b_down)
 
 
 def plus(x: Array, bias: Array | None) -> Array:

@@ -131,7 +131,6 @@ def forward(
     mask = cache.mask(batch, cfg.window)
 
     def layer(i: Any, w: Layer, x: Array, cache: Any) -> tuple[Array, Any]:
-        w = axes.gather(w, layer_spec(cfg))
         keys = split(None if key is None else jax.random.fold_in(key, i), 2)
         out, cache = attention(w, cfg, x, rope, mask, i, cache, runtime)
         x = x + dropout(probe("attention", out), cfg.dropout, keys[0])
@@ -153,18 +152,18 @@ def attention(
     cache: Any,
     runtime: Runtime,
 ) -> tuple[Float[Array, "b s d"], Any]:
-    n = rms_norm(x, w.attn_norm, cfg.norm_eps)
+    n = axes.shard(rms_norm(x, w.attn_norm, cfg.norm_eps), "batch", "seq", "features")
     q = rotate(dot("bsd,dhk->bshk", n, w.wq), *rope)
     k = rotate(dot("bsd,dgk->bsgk", n, w.wk), *rope)
     v = dot("bsd,dgk->bsgk", n, w.wv)
     out, cache = cache.attend(i, q, k, v, mask, runtime)
-    return dot("bshk,hkd->bsd", out, w.wo, axes.out("batch", "seq", "features")), cache
+    return dot("bshk,hkd->bsd", out, w.wo, "batch", "residual", "features"), cache
 
 
 def mlp(w: Layer, cfg: Config, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    n = rms_norm(x, w.mlp_norm, cfg.norm_eps)
+    n = axes.shard(rms_norm(x, w.mlp_norm, cfg.norm_eps), "batch", "seq", "features")
     hidden = swiglu(dot("bsd,df->bsf", n, w.w_gate), dot("bsd,df->bsf", n, w.w_up))
-    return dot("bsf,fd->bsd", hidden, w.w_down, axes.out("batch", "seq", "features"))
+    return dot("bsf,fd->bsd", hidden, w.w_down, "batch", "residual", "features")
 
 
 def _llama3(n_layers: int, dim: int, n_heads: int, hidden_dim: int, **changes: Any) -> Config:

@@ -10,72 +10,119 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from min_llm.spec import Param, map_spec
+from min_llm import spec as spec_lib
 
 Tree = TypeVar("Tree")
 
 # logical axis -> mesh axes. Parameters shard "embed" over fsdp and one wide dimension over tp; activations shard
-# the batch over dp and fsdp and the sequence over cp.
+# the batch over dp, fsdp and ep and the sequence over cp; between the blocks, where norms and additions work on single
+# tokens, the sequence is also split over tp (sequence parallelism: Korthikanti et al. 2022).
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "heads": "tp",
-    "kv_heads": "tp",
+    "kv_heads": "tp",  # where there are fewer than tp, every device has them all
     "hidden": "tp",
     "vocab": "tp",
-    "batch": ("dp", "fsdp"),
+    "experts": "ep",
+    "layers": "pp",
+    "batch": ("dp", "fsdp", "ep"),
     "seq": "cp",
-    "layers": None,
+    "residual": ("cp", "tp"),  # the sequence of the residual stream
     "head_dim": None,
     "position": None,
     "features": None,  # an activation's model dimension
 }
 
 
-def mesh_axes() -> tuple[str, ...]:
-    """Axis names of the mesh in use; empty on one device."""
-    return tuple(jax.sharding.get_abstract_mesh().axis_names)
+def sizes() -> dict[str, int]:
+    """Devices by axis of the mesh in use, without axes of one device and those that a shard_map has taken over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: mesh.shape[name] for name in explicit() if mesh.shape[name] > 1}
 
 
-def to_partition(axes: tuple[str | None, ...], drop: tuple[str, ...] = ()) -> P:
-    """The PartitionSpec of logical axes on the mesh in use, without the mesh axes in `drop`."""
-    present = [a for a in mesh_axes() if a not in drop]
+def explicit() -> tuple[str, ...]:
+    """Axes of the mesh in use that no shard_map has taken over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True) if mesh.axis_names else ()
+    return tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+
+
+def on_mesh() -> bool:
+    """Whether arrays are spread over several devices here."""
+    return bool(sizes())
+
+
+def to_partition(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
+    """The PartitionSpec of an array of that shape with these logical axes on the mesh in use."""
+    present = sizes()
     entries: list[Any] = []
-    for axis in axes:
+    for axis, size in zip(axes, shape, strict=True):
         rule = RULES[axis] if axis is not None else None
         names = (rule,) if isinstance(rule, str) else rule or ()
         kept = tuple(name for name in names if name in present)
+        if axis == "kv_heads" and kept and size % present[kept[0]]:
+            kept = ()
         entries.append(kept[0] if len(kept) == 1 else kept or None)
     return P(*entries)
 
 
 def shardings(spec: Tree) -> Tree | None:
-    """NamedShardings for every Param of a spec, for `jit(out_shardings=...)`; None on one device."""
-    if not mesh_axes():
-        return None
-    return map_spec(lambda p: to_partition(p.axes), spec)
+    """PartitionSpecs for every Param of a spec, for `jit(out_shardings=...)`; None on one device."""
+    return spec_lib.map_spec(lambda p: to_partition(p.axes, p.shape), spec) if on_mesh() else None
 
 
-def out(*axes: str | None) -> P | None:
-    """`out_sharding` of a contraction whose result has these logical axes; None on one device."""
-    return to_partition(axes) if mesh_axes() else None
+def shapes(spec: Tree) -> Tree:
+    """A float32 `ShapeDtypeStruct` for every Param of a spec, with its layout on the mesh in use."""
+    if not on_mesh():
+        return spec_lib.shapes(spec)
+
+    def shape(p: Any) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(jax.sharding.get_mesh(), to_partition(p.axes, p.shape))
+        return jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=sharding)
+
+    return spec_lib.map_spec(shape, spec)
+
+
+def targets(tree: Tree) -> Tree:
+    """What `jax.eval_shape` made of such shapes, laid out over the devices of the mesh in use: to be loaded into."""
+    if not on_mesh():
+        return tree
+
+    def target(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = x.sharding.spec if x.sharding is not None else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(jax.sharding.get_mesh(), spec))
+
+    return jax.tree.map(target, tree)
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     """Lay an activation out by its logical axes."""
-    return jax.reshard(x, to_partition(axes)) if mesh_axes() else x
+    return jax.reshard(x, to_partition(axes, x.shape)) if on_mesh() else x
 
 
-def gather(weights: Tree, spec: Tree) -> Tree:
-    """Un-shard one layer's parameters over fsdp for its computation; they stay split over tp. Called inside the
-    scanned and rematerialised body, so that each layer is gathered when it runs and again in the backward pass, and
-    its gradient comes back sharded like the parameter (FSDP; Llama 3 section 3.3.2)."""
-    if not mesh_axes():
-        return weights
+def split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """[B, S] -> [parts, B / parts, S]: on a mesh every device has its share of every part."""
+    if not on_mesh():
+        return x.reshape(parts, -1, *x.shape[1:])
+    rows, *rest = partition(x)
+    cut = x.reshape(-1, parts, *x.shape[1:], out_sharding=P(rows, None, *rest))
+    return cut.swapaxes(0, 1)
 
-    def leaf(p: Param, w: jax.Array) -> jax.Array:
-        axes = p.axes[len(p.axes) - w.ndim :]  # inside a stack the "layers" axis is gone
-        return jax.reshard(w, to_partition(axes, drop=("fsdp",)))
 
-    return map_spec(leaf, spec, weights)
+def partition(x: Any) -> P:
+    """How an array, traced or not, is laid out on the mesh in use."""
+    return jax.typeof(x).sharding.spec
+
+
+def without(spec: P, axis: str) -> P:
+    """A PartitionSpec without one mesh axis."""
+    entries = []
+    for entry in spec:
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        kept = tuple(name for name in names if name != axis)
+        entries.append(kept[0] if len(kept) == 1 else kept or None)
+    return P(*entries)

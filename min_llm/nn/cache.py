@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from min_llm.kernels import attention
 from min_llm.kernels.mask import Mask
-from min_llm.nn import axes
+from min_llm.nn import axes, context
 from min_llm.nn.batch import Batch
 from min_llm.nn.probe import probe_entropy
 from min_llm.nn.runtime import Runtime
@@ -52,6 +52,6 @@ class NoCache:
         self, layer: Any, q: Array, k: Array, v: Array, mask: Mask, runtime: Runtime
     ) -> tuple[Array, NoCache]:
         probe_entropy("attention_entropy", q, k, mask)
-        # on a mesh keys and values are gathered over the sequence axis (all-gather context parallelism)
-        k, v = axes.shard(k, "batch", None, "kv_heads", None), axes.shard(v, "batch", None, "kv_heads", None)
+        if axes.on_mesh():
+            return context.attend(q, k, v, mask, runtime), self
         return attention.get(runtime.attention)(q, k, v, mask), self

@@ -29,7 +29,7 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Σ weights · −log softmax(hidden · head)[target], in nats, float32 (weights None: all 1)."""
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
-    if axes.mesh_axes():  # vocabulary- and sequence-sharded: XLA splits it, no chunks
+    if axes.on_mesh():  # vocabulary- and sequence-sharded: XLA splits it, no chunks
         return (weights * nll(hidden, head, targets)).sum()
     n = targets.size
     rows = max(1, min(n, logits_per_chunk // head.shape[1]))

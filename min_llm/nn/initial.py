@@ -27,8 +27,9 @@ def init(spec: Tree, key: jax.Array, dtype: Any = jnp.float32, shardings: Any = 
         drawn = {name: p for name, p in spec_lib.leaves(spec) if p.std is not None}
         own = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in drawn}
         sizes = [p.size for p in drawn.values()]
-        on_cpu = jax.default_backend() == "cpu" and shardings is None
-        if drawn and on_cpu and dtype == jnp.float32 and max(sizes) < 2**32:
+        # on a mesh of CPUs every device draws all and keeps its part: XLA's vector code rounds the draw of some shapes
+        # otherwise than that of others
+        if drawn and jax.default_backend() == "cpu" and dtype == jnp.float32 and max(sizes) < 2**32:
             normal = dict(zip(drawn, normals(list(own.values()), sizes), strict=True))
         else:
             normal = {name: jax.random.normal(own[name], p.shape, dtype) for name, p in drawn.items()}

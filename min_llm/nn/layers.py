@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from min_llm.nn import probe
+from min_llm.nn import probe, sharded
 from min_llm.nn.runtime import Remat, Runtime
 
 Layer = TypeVar("Layer")
@@ -33,7 +33,8 @@ def run_layers(
     for stack in stacks:
         n = jax.tree.leaves(stack)[0].shape[0]
         run = _scan if runtime.scan else _unroll
-        x, cache, stats = run(layer, stack, x, cache, first, n)
+        with sharded.keeping_gathered(runtime.keep_gathered):
+            x, cache, stats = run(layer, stack, x, cache, first, n)
         outer = probe._collected.get()
         if outer is not None:  # one row a layer
             for key, rows in stats.items():

@@ -12,6 +12,7 @@ from typing import Literal
 from min_llm.config import option
 
 Remat = Literal["none", "selective", "full", "offload"]
+Context = Literal["gather", "ring"]
 
 # Unrolled layers run up to 1.2x faster on CPU and GPU, scanned ones compile faster. From so many layers on they are
 # scanned.
@@ -27,6 +28,11 @@ class Runtime:
     scan: bool = False
     remat: Remat = "none"
     logits_per_chunk: int = LOGITS_PER_CHUNK
+    # on a mesh (parallel.mesh.ParallelConfig)
+    context: Context = "gather"
+    keep_gathered: bool = False
+    pipeline_parts: int = 1
+    pipeline_rounds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from min_llm.data.prepare import DataConfig
 from min_llm.models import ModelConfig
 from min_llm.models.llama import Config as LlamaConfig
 from min_llm.nn.runtime import RuntimeConfig
+from min_llm.parallel.mesh import ParallelConfig
 
 Role = Literal["matrix", "embedding", "head", "norm", "bias"]
 
@@ -84,18 +85,21 @@ class RunConfig:
     optim: OptimConfig = option(OptimConfig(), "")
     train: TrainConfig = option(TrainConfig(), "")
     runtime: RuntimeConfig = option(RuntimeConfig(), "")
+    parallel: ParallelConfig = option(ParallelConfig(), "")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "")
     sample: SampleConfig = option(SampleConfig(), "")
     log: LogConfig = option(LogConfig(), "")
 
 
-# What may change when a run is resumed: none of it touches the numbers.
+# What may change when a run is resumed: none of it touches the numbers, apart from the mesh, which changes the order of
+# sums and with it their last bits.
 FREE_ON_RESUME = (
     "name",
     "out",
     "log.",
     "sample.",
     "checkpoint.",
+    "parallel.",
     "train.profile",
     "train.log_every",
     "data.home",

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from min_llm import machine, models
-from min_llm import spec as spec_lib
 from min_llm.config import dump
 from min_llm.data.loader import Prefetcher
 from min_llm.kernels import peaks
+from min_llm.nn import axes
 from min_llm.plan.flops import Flops, flops_per_token, mfu
 from min_llm.reporting import reporter
 from min_llm.train.checkpoints import describe
@@ -33,7 +33,7 @@ from min_llm.train.monitor import SpikeMonitor
 from min_llm.train.optim import optimizer
 from min_llm.train.pretrain import Task
 from min_llm.train.process import Clock, Trace, stop_signals
-from min_llm.train.run import Run
+from min_llm.train.run import Run, numbers
 from min_llm.train.schedules import schedule
 from min_llm.train.step import State, compile_step, init_state, make_step
 
@@ -87,7 +87,7 @@ class Loop:
         self.timed = 0  # steps of this process since then
         self.tokens_per_step = cfg.train.batch_size * cfg.train.seq_len
         self.flops: Flops = flops_per_token(task.model, cfg.train.seq_len)
-        self.peak = peaks.measure()["flops_" + task.runtime.dtype]
+        self.peak = peaks.measure()["flops_" + task.runtime.dtype] * cfg.parallel.mesh.size
         self.compiled: dict[bool, Any] = {}
         self.clock = Clock()
 
@@ -100,7 +100,9 @@ class Loop:
             if self.run.truncate({}):
                 reporter().info(f"{self.run.folder} has no checkpoint yet; starting from its first step")
             return init_state(models.init_spec(self.task.spec, self.cfg.seed), self.optimizer), 0
-        shapes = jax.eval_shape(lambda p: init_state(p, self.optimizer), spec_lib.shapes(self.task.spec))
+        shapes = axes.targets(
+            jax.eval_shape(lambda p: init_state(p, self.optimizer), axes.shapes(self.task.spec))
+        )
         state, meta = self.run.checkpoints.restore(latest, shapes, self.task.spec)
         self.run.agree(meta, self.task.runtime)
         self.run.truncate(meta["sizes"])
@@ -202,7 +204,7 @@ class Loop:
             "step": done,
             "config": dump(self.cfg),
             "parameters": describe(self.task.spec),
-            "runtime": vars(self.task.runtime),
+            "runtime": numbers(self.task.runtime),
             "software": software(),
             "sizes": self.run.sizes(),
             "monitor": list(self.monitor.recent),

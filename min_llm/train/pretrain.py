@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.data.loader import batch as make_batch
@@ -15,6 +17,7 @@ from min_llm.data.prepare import Prepared, prepare
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
+from min_llm.parallel import mesh as meshes
 from min_llm.reporting import reporter
 from min_llm.train.config import RunConfig, check
 from min_llm.train.evaluate import Evaluator, bits_per_byte
@@ -37,29 +40,38 @@ class Task:
 
 
 def pretraining(
-    cfg: RunConfig, begun_with: Mapping[str, Any] | None = None
+    cfg: RunConfig, begun_with: Mapping[str, Any] | None = None, mesh: Mesh | None = None
 ) -> tuple[RunConfig, Task, Prepared]:
     """The configuration with the tokenizer's vocabulary filled in, the task, and its data.
 
     begun_with: the runtime of a run that goes on (`run.begun_with`); it stands where the configuration says "auto".
+    mesh: what `parallel.mesh.use` yields.
     """
     data = prepare(check(cfg).data)  # a setting that cannot work is refused before minutes of preparation
     cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
+    spec = models.spec(cfg.model)
+    meshes.check(
+        cfg.parallel.mesh, cfg.model, spec, cfg.train.batch_size // cfg.train.micro_batches, cfg.train.seq_len
+    )
     runtime = keep(resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1)), cfg.runtime, begun_with or {})
+    runtime = cfg.parallel.choose(runtime)
+    place = meshes.placement(cfg.parallel.mesh, mesh)
     evaluator = Evaluator(cfg.model, runtime)
 
     def batch(step: int) -> Batch:
         t = cfg.train
-        return make_batch(
+        rows = make_batch(
             data.train, seed=cfg.seed, step=step, rows=t.batch_size, seq_len=t.seq_len, order=t.order
         )
+        return place(rows)
 
     def validate(params: Any, tokens: int = cfg.train.eval_tokens) -> dict[str, float]:
-        return score(evaluator, params, data, cfg.train.batch_size, cfg.train.seq_len, tokens)
+        rows, length = cfg.train.batch_size, cfg.train.seq_len
+        return score(lambda p, parts: evaluator(p, map(place, parts)), params, data, rows, length, tokens)
 
     task = Task(
         cfg.model,
-        models.spec(cfg.model),
+        spec,
         runtime,
         language_model_loss(cfg.model, runtime),
         batch,
@@ -99,7 +111,12 @@ def with_vocabulary(cfg: RunConfig, size: int) -> RunConfig:
 
 
 def score(
-    evaluator: Evaluator, params: Any, data: Prepared, rows: int, seq_len: int, tokens: int = 0
+    evaluator: Callable[..., tuple[float, int]],
+    params: Any,
+    data: Prepared,
+    rows: int,
+    seq_len: int,
+    tokens: int = 0,
 ) -> dict[str, float]:
     """Validation loss in nats per token, and bits per byte where the whole split is scored."""
     batches = validation_batches(data.val, rows, seq_len)

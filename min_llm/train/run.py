@@ -23,6 +23,7 @@ from min_llm.train.checkpoints import Checkpoints
 from min_llm.train.config import RunConfig, check, differences
 from min_llm.train.environment import software
 
+ON_A_MESH = ("context", "keep_gathered", "pipeline_parts", "pipeline_rounds")
 TRUNCATED = ("metrics.jsonl", "samples.md")  # cut back to the checkpoint when a run resumes
 
 
@@ -62,7 +63,7 @@ class Run:
     def agree(self, meta: dict[str, Any], runtime: Runtime) -> None:
         """A checkpoint goes on as it began: with other choices of runtime its numbers would change on the way
         (`begun_with` keeps them); other software changes them in the last bits, which is said."""
-        began, now = meta.get("runtime", {}), vars(runtime)
+        began, now = meta.get("runtime", {}), numbers(runtime)
         if changed := [f"{k} {began[k]} -> {now[k]}" for k in now if k in began and began[k] != now[k]]:
             raise UserError(
                 f"{self.folder} was trained with another runtime ({'; '.join(changed)}). Set runtime.* to what it "
@@ -123,6 +124,11 @@ def _agree(folder: Path, cfg: RunConfig) -> None:
                 f"Give another name=NAME, or remove {folder} to start afresh."
             )
     write_atomic(path, config_lib.to_yaml(cfg))
+
+
+def numbers(runtime: Runtime) -> dict[str, Any]:
+    """What of a runtime decides a run's numbers: all but how it is spread over devices."""
+    return {name: value for name, value in vars(runtime).items() if name not in ON_A_MESH}
 
 
 def begun_with(cfg: RunConfig) -> dict[str, Any]:

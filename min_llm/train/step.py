@@ -16,7 +16,7 @@ import optax
 
 from min_llm import models, platform
 from min_llm.models import ModelConfig
-from min_llm.nn import probe
+from min_llm.nn import axes, probe
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 
@@ -110,7 +110,7 @@ def _gradients(
     if micro_batches == 1:
         (value, stats), grads = gradient(params, batch, key)
         return value, grads, stats
-    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    parts = jax.tree.map(lambda x: axes.split_rows(x, micro_batches), batch)
 
     def add(carry: tuple, xs: tuple) -> tuple[tuple, probe.Stats]:
         i, part = xs

@@ -11,28 +11,35 @@ from min_llm.nn import axes
 from min_llm.spec import Param, leaves
 from tests.toys import GPT2, LLAMA
 
-NAMES = ("dp", "fsdp", "tp")
-MESH = AbstractMesh((2, 2, 2), NAMES, axis_types=(AxisType.Explicit,) * 3)
+MESH = AbstractMesh((2, 2, 1, 2), ("dp", "fsdp", "pp", "tp"), axis_types=(AxisType.Explicit,) * 4)
 
 
 def test_on_one_device_every_helper_is_nothing():
-    x, weights = jnp.ones((2, 3)), {"w": jnp.ones(3)}
-    assert axes.mesh_axes() == ()
+    x = jnp.ones((2, 3))
+    assert not axes.on_mesh()
     assert axes.shard(x, "batch", "features") is x
-    assert axes.gather(weights, {"w": Param((3,), ("embed",), None, "norm")}) is weights
-    assert axes.out("batch") is None
     assert axes.shardings(models.spec(LLAMA)) is None
+    assert axes.targets({"x": x}) == {"x": x}
 
 
 def test_names_become_axes_of_the_mesh():
     with jax.sharding.use_abstract_mesh(MESH):
-        assert axes.mesh_axes() == NAMES
-        assert axes.to_partition(("vocab", "embed")) == P("tp", "fsdp")
-        assert axes.to_partition(("embed", "heads", None), drop=("fsdp",)) == P(None, "tp", None)
-        assert axes.out("batch", "seq", "features") == P(("dp", "fsdp"), None, None)  # no cp here
+        assert axes.sizes() == {"dp": 2, "fsdp": 2, "tp": 2}  # pp has one device
+        assert axes.to_partition(("vocab", "embed"), (8, 8)) == P("tp", "fsdp")
+        assert axes.without(P("tp", "fsdp"), "fsdp") == P("tp", None)
+        assert axes.without(P(("dp", "fsdp"), None), "fsdp") == P("dp", None)
+        assert axes.to_partition(("batch", "residual", "features"), (8, 8, 8)) == P(
+            ("dp", "fsdp"), "tp", None
+        )
         assert axes.shardings({"w": Param((4, 2), ("layers", "hidden"), 0.1, "matrix")}) == {
             "w": P(None, "tp")
         }
+
+
+def test_fewer_key_value_heads_than_tp_stay_whole():
+    with jax.sharding.use_abstract_mesh(MESH):
+        assert axes.to_partition(("embed", "kv_heads", None), (8, 2, 4)) == P("fsdp", "tp", None)
+        assert axes.to_partition(("embed", "kv_heads", None), (8, 1, 4)) == P("fsdp", None, None)
 
 
 def test_every_axis_of_every_family_has_a_rule():
@@ -46,5 +53,5 @@ def test_the_wide_dimensions_of_llama_are_split_both_ways():
     with jax.sharding.use_abstract_mesh(MESH):
         spec = models.spec(llama.PRESETS["llama3-8b"])
         for name, param in leaves(spec):
-            used = {a for a in axes.to_partition(param.axes) if a}
+            used = {a for a in axes.to_partition(param.axes, param.shape) if a}
             assert used == ({"fsdp", "tp"} if param.role != "norm" else set()), name

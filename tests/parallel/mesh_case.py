@@ -1,6 +1,6 @@
-"""The process behind test_mesh.py: one family on one mesh of 8 virtual devices against one device, as JSON.
+"""The process behind test_mesh.py: one family on meshes of 8 virtual devices against one device, as JSON.
 
-python -m tests.parallel.mesh_case llama '{"dp": 2, "fsdp": 2, "tp": 2}' '{"attention": "xla"}'
+python -m tests.parallel.mesh_case llama '[[{"fsdp": 2, "tp": 4}, {"attention": "xla"}]]'
 """
 
 import json
@@ -13,22 +13,22 @@ from min_llm.config import build
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
-from min_llm.nn import axes
+from min_llm.nn import axes, context
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
+from min_llm.parallel import mesh as meshes
 from min_llm.reference.batch import pack
 from tests import conftest  # noqa: F401  it keeps programs alive
 from tests.toys import QUICK, documents
 
-SIZES = {"n_layers": 2, "dim": 16, "n_heads": 4, "hidden_dim": 24, "vocab_size": 32, "max_seq_len": 16}
-ROWS = [(7, 5), (12,), (4, 4, 4), (9,), (6, 6), (3, 8), (11,), (5, 5)]
+SIZES = {"n_layers": 4, "dim": 16, "n_heads": 8, "hidden_dim": 24, "vocab_size": 32, "max_seq_len": 16}
+ROWS = [(7, 9), (16,), (4, 4, 8), (13,), (6, 6), (3, 8), (11,), (5, 5, 5)]
 
 
 def make_batch():
     texts = iter(documents(*(n for row in ROWS for n in row), vocab=SIZES["vocab_size"]))
-    return Batch(*pack([[next(texts) for _ in row] for row in ROWS], 12))
+    return Batch(*pack([[next(texts) for _ in row] for row in ROWS], SIZES["max_seq_len"]))
 
 
 def step(cfg, runtime):
@@ -46,10 +46,11 @@ def difference(a, b):
 
 def compare(cfg, shape, runtime, batch, params, loss, grads):
     """What a mesh of that shape changes."""
-    mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Explicit,) * len(shape))
-    with jax.set_mesh(mesh):
+    cfg_mesh = meshes.MeshConfig(**shape)
+    with meshes.use(cfg_mesh) as mesh:
         laid = models.init(cfg, 0)
-        rows = jax.tree.map(lambda x: axes.shard(jnp.asarray(x), "batch", None), batch)
+        placed = context.arrange(batch, cfg_mesh.cp)
+        rows = jax.tree.map(lambda x: axes.shard(jnp.asarray(x), "batch", "seq"), placed)
         mesh_loss, mesh_grads = step(cfg, Runtime(**runtime))(laid, rows)
     named = jax.tree_util.tree_leaves_with_path(mesh_grads)
     names = [jax.tree_util.keystr(path) for path, _ in named]
@@ -59,7 +60,10 @@ def compare(cfg, shape, runtime, batch, params, loss, grads):
         "split": sum(not x.sharding.is_fully_replicated for x in laid_leaves),
         "initial": max(jax.tree.leaves(jax.tree.map(difference, params, laid))),
         "loss": abs(float(loss) - float(mesh_loss)),
-        "gradients": dict(zip(names, map(difference, grads, mesh_grads), strict=True)),
+        "gradients": {
+            name: [difference(a, b), difference(a, b) / float(np.abs(a).max())]
+            for name, a, b in zip(names, grads, mesh_grads, strict=True)
+        },
         "shardings": {
             name: [str(p.sharding.spec), str(g.sharding.spec)]
             for name, p, g in zip(names, laid_leaves, mesh_grads, strict=True)
@@ -68,7 +72,7 @@ def compare(cfg, shape, runtime, batch, params, loss, grads):
 
 
 def main(family, cases):
-    extra = {"n_kv_heads": 2} if family == "llama" else {}
+    extra = {"n_kv_heads": 2, "head_dim": 4} if family == "llama" else {}
     cfg = build(models.ModelConfig, SIZES | {"family": family} | extra)
     batch, params = make_batch(), models.init(cfg, 0)
     one = step(cfg, Runtime(attention="reference"))(params, batch)

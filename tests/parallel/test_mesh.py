@@ -7,20 +7,28 @@ import pytest
 pytestmark = pytest.mark.devices
 
 CASES = [
-    ({"dp": 2, "fsdp": 2, "tp": 2}, {"attention": "xla", "scan": True}),
     ({"fsdp": 8}, {"attention": "blockwise", "scan": True, "remat": "full"}),
+    ({"fsdp": 2, "tp": 4}, {"attention": "xla"}),  # Llama has two key-value heads
+    ({"dp": 2, "fsdp": 2, "cp": 2}, {"attention": "reference"}),
+    ({"fsdp": 2, "cp": 2, "tp": 2}, {"attention": "xla", "scan": True}),
+    ({"tp": 8}, {"attention": "xla"}),
 ]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_mesh_changes_nothing(family, run_python):
-    """Packed batch. The same initial parameters to the bit; the loss within 1e-6 and every gradient within 1e-5 of
-    those of one device; every gradient laid out like its parameter."""
+    """Packed batch. The same initial parameters to the bit; the loss within 1e-6 and every gradient within 1e-5,
+    and within 1e-4 of its largest entry, of those of one device (one that is 0 but for rounding has no such scale);
+    every gradient laid out like its parameter."""
     done = run_python("tests.parallel.mesh_case", family, json.dumps(CASES), devices=8)
-    for got in json.loads(done.stdout):
+    for (shape, _), got in zip(CASES, json.loads(done.stdout), strict=True):
         assert got["devices"] == 8
-        assert got["split"] >= 8  # every matrix lives in pieces
+        if shape != {"tp": 8}:
+            assert got["split"] >= 8  # every matrix lives in pieces
         assert got["initial"] == 0
         assert got["loss"] < 1e-6
-        assert {name: d for name, d in got["gradients"].items() if not d < 1e-5} == {}
+        wrong = {
+            n: d for n, d in got["gradients"].items() if not (d[0] < 1e-5 and (d[1] < 1e-4 or d[0] < 1e-10))
+        }
+        assert wrong == {}, shape
         assert {name: pair for name, pair in got["shardings"].items() if pair[0] != pair[1]} == {}

@@ -1,0 +1,1 @@
+"""Many devices: the mesh, context, pipeline and expert parallelism, several processes (Llama 3 section 3.3)."""
