@@ -148,7 +148,7 @@ def forward(
     dtype = jnp.dtype(runtime.dtype)
     mask = cache.mask(batch, None)
 
-    def layer(i: Any, w: Layer, x: Array, cache: Any) -> tuple[Array, Any]:
+    def layer(i: Any, w: Layer, x: Array, cache: Any, mask: Any) -> tuple[Array, Any]:
         keys = split(None if key is None else jax.random.fold_in(key, i), 2)
         out, cache = attention(w, cfg, x, mask, i, cache, runtime)
         x = x + dropout(probe("attention", out), cfg.dropout, keys[0])
@@ -161,7 +161,7 @@ def forward(
     else:
         x = x + embed(batch.positions, params.positions, dtype)
     x = dropout(x, cfg.dropout, None if key is None else jax.random.fold_in(key, cfg.n_layers))
-    x, cache = run_layers(layer, params.layers, x, cache, runtime)
+    x, cache = run_layers(layer, params.layers, x, cache, mask, runtime)
     return layer_norm(x, params.final_norm_scale, params.final_norm_bias, cfg.norm_eps), cache
 
 

@@ -130,7 +130,8 @@ def forward(
     rope = angles(positions, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
     mask = cache.mask(batch, cfg.window)
 
-    def layer(i: Any, w: Layer, x: Array, cache: Any) -> tuple[Array, Any]:
+    def layer(i: Any, w: Layer, x: Array, cache: Any, rows: Any) -> tuple[Array, Any]:
+        rope, mask = rows
         keys = split(None if key is None else jax.random.fold_in(key, i), 2)
         out, cache = attention(w, cfg, x, rope, mask, i, cache, runtime)
         x = x + dropout(probe("attention", out), cfg.dropout, keys[0])
@@ -138,7 +139,7 @@ def forward(
         return probe("residual", x), cache
 
     x = embed(batch.tokens, params.embed, jnp.dtype(runtime.dtype))
-    x, cache = run_layers(layer, params.layers, x, cache, runtime)
+    x, cache = run_layers(layer, params.layers, x, cache, (rope, mask), runtime)
     return rms_norm(x, params.final_norm, cfg.norm_eps), cache
 
 

@@ -113,6 +113,14 @@ def split_rows(x: jax.Array, parts: int) -> jax.Array:
     return cut.swapaxes(0, 1)
 
 
+def join_rows(x: jax.Array) -> jax.Array:
+    """The inverse of `split_rows`."""
+    if not on_mesh():
+        return x.reshape(-1, *x.shape[2:])
+    _, rows, *rest = partition(x)
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:], out_sharding=P(rows, *rest))
+
+
 def partition(x: Any) -> P:
     """How an array, traced or not, is laid out on the mesh in use."""
     return jax.typeof(x).sharding.spec

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,16 +55,46 @@ def attend(
 ) -> Float[Array, "b s h k"]:
     """The runtime's attention implementation, on every device with its rows, heads and queries."""
     k, v = spread(k), spread(v)
-    cut = axes.to_partition(("batch", "seq", "heads", "head_dim"), q.shape)
-    local = jax.shard_map(
-        functools.partial(_gathering, runtime.attention),
-        in_specs=(cut, cut, cut, jax.tree.map(_rows, mask)),
-        out_specs=cut,
-        axis_names=set(axes.explicit()),  # all: JAX cannot transpose an all-gather beside explicit axes
-        check_vma=False,  # kernels do not say how their results vary
-    )
     k, v = (axes.shard(x, "batch", "seq", "heads", "head_dim") for x in (k, v))
-    return local(q, k, v, jax.tree.map(lambda x: jax.reshard(x, _rows(x)), mask))
+    mask = jax.tree.map(lambda x: jax.reshard(x, _rows(x)), mask)
+    in_pipeline = "pp" not in axes.explicit()
+    return (_in_pipeline if in_pipeline else _on_devices)(runtime.attention, q, k, v, mask)
+
+
+def _on_devices(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    return _manual(functools.partial(_gathering, name), q, q, k, v, mask)
+
+
+def _manual(local: Callable[..., Any], results: Any, *operands: Any) -> Any:
+    """`local` on every device's part of the operands; its results are laid out like the arrays `results`."""
+    call = jax.shard_map(
+        local,
+        in_specs=jax.tree.map(axes.partition, operands),
+        out_specs=jax.tree.map(axes.partition, results),
+        axis_names=set(axes.explicit()),  # all: JAX cannot transpose an all-gather beside explicit axes
+        check_vma=False,  # kernels that are not XLA's do not say how their results vary
+    )
+    return call(*operands)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_pipeline(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    """Attention inside the pipeline's shard_map, computed again in the backward pass: JAX cannot carry residuals out
+    of a shard_map within another, nor see that its results differ from rank to rank."""
+    return jax.lax.pcast(_on_devices(name, q, k, v, mask), "pp", to="varying")
+
+
+def _in_pipeline_backward(name: str, operands: tuple, d_out: Array) -> tuple:
+    def local(q: Array, k: Array, v: Array, mask: Mask, d_out: Array) -> tuple[Array, Array, Array]:
+        # arguments are still typed by pp, results of any sum are not, and both must agree
+        q, k, v, mask, d_out = jax.tree.map(lambda x: x + jnp.zeros((), x.dtype), (q, k, v, mask, d_out))
+        return jax.vjp(lambda q, k, v: _gathering(name, q, k, v, mask), q, k, v)[1](d_out)
+
+    grads = _manual(local, operands[:3], *operands, d_out)
+    return *(jax.lax.pcast(d, "pp", to="varying") for d in grads), None
+
+
+_in_pipeline.defvjp(lambda name, *operands: (_in_pipeline(name, *operands), operands), _in_pipeline_backward)
 
 
 def _gathering(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:

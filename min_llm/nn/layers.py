@@ -11,22 +11,26 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from min_llm.nn import probe, sharded
+from min_llm.config import UserError
+from min_llm.nn import axes, probe, sharded
+from min_llm.nn.pipeline import run_pipeline
 from min_llm.nn.runtime import Remat, Runtime
 
 Layer = TypeVar("Layer")
 Carry = tuple[Any, Any]  # the residual stream and the cache
-Body = Callable[[Any, Any, Any, Any], Carry]
-Probed = Callable[[Any, Any, Any, Any], tuple[Carry, probe.Stats]]
+Body = Callable[[Any, Any, Any, Any, Any], Carry]
+Probed = Callable[[Any, Any, Any, Any, Any], tuple[Carry, probe.Stats]]
 
 
 def run_layers(
-    body: Body, stacks: tuple[Any, ...], x: Float[Array, "b s d"], cache: Any, runtime: Runtime
+    body: Body, stacks: tuple[Any, ...], x: Float[Array, "b s d"], cache: Any, rows: Any, runtime: Runtime
 ) -> tuple[Float[Array, "b s d"], Any]:
-    """x and cache after `body(index, weights, x, cache)` of every layer; index counts through all stacks."""
+    """x and cache after `body(index, weights, x, cache, rows)` of every layer; index counts through all stacks.
+
+    rows: what the body knows of each row of the batch (angles, mask), a tree of [B or 1, …] arrays.
+    """
     # probes are collected inside what is rematerialised, so that they leave it as outputs
     layer = rematerialised(functools.partial(_probed, body), runtime.remat)
     first = 0
@@ -34,42 +38,60 @@ def run_layers(
         n = jax.tree.leaves(stack)[0].shape[0]
         run = _scan if runtime.scan else _unroll
         with sharded.keeping_gathered(runtime.keep_gathered):
-            x, cache, stats = run(layer, stack, x, cache, first, n)
+            if "pp" in axes.sizes():
+                x, stats = _pipelined(run, layer, stack, x, cache, rows, first, runtime), {}
+            else:
+                x, cache, stats = run(layer, stack, x, cache, rows, first, n)
         outer = probe._collected.get()
         if outer is not None:  # one row a layer
-            for key, rows in stats.items():
-                outer[key] = jnp.concatenate([outer[key], rows]) if key in outer else rows
+            for key, value in stats.items():
+                outer[key] = jnp.concatenate([outer[key], value]) if key in outer else value
         first += n
     return x, cache
 
 
-def _probed(body: Body, index: Any, weights: Any, x: Array, cache: Any) -> tuple[Carry, probe.Stats]:
+def _pipelined(
+    run: Any, layer: Probed, stack: Any, x: Array, cache: Any, rows: Any, first: int, runtime: Runtime
+) -> Array:
+    if probe.enabled() or jax.tree.leaves(cache):
+        raise UserError("Probes and caches do not go through a pipeline; set parallel.mesh.pp to 1.")
+
+    def stage(weights: Any, x: Array, rows: Any, index: Array) -> Array:
+        n = jax.tree.leaves(weights)[0].shape[0]
+        return run(layer, weights, x, cache, rows, first + index, n)[0]
+
+    return run_pipeline(stage, stack, x, rows, runtime.pipeline_parts, runtime.pipeline_rounds)
+
+
+def _probed(
+    body: Body, index: Any, weights: Any, x: Array, cache: Any, rows: Any
+) -> tuple[Carry, probe.Stats]:
     with probe.collecting(probe.enabled()) as stats:
-        carry = body(index, weights, x, cache)
+        carry = body(index, weights, x, cache, rows)
     return carry, stats
 
 
 def _scan(
-    layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int
+    layer: Probed, stack: Any, x: Array, cache: Any, rows: Any, first: Any, n: int
 ) -> tuple[Array, Any, probe.Stats]:
     def step(carry: Carry, xs: tuple) -> tuple[Carry, probe.Stats]:
         index, weights = xs
-        return layer(index, weights, *carry)
+        return layer(index, weights, *carry, rows)
 
-    (x, cache), stats = jax.lax.scan(step, (x, cache), (jnp.arange(first, first + n), stack))
+    (x, cache), stats = jax.lax.scan(step, (x, cache), (first + jnp.arange(n), stack))
     return x, cache, stats
 
 
 def _unroll(
-    layer: Probed, stack: Any, x: Array, cache: Any, first: int, n: int
+    layer: Probed, stack: Any, x: Array, cache: Any, rows: Any, first: Any, n: int
 ) -> tuple[Array, Any, probe.Stats]:
-    rows = []
+    each = []
     if isinstance(x, jax.core.Tracer):  # traced once and called n times; XLA inlines the calls
         layer = jax.jit(layer)
     for i, weights in enumerate(unstack(stack, n)):
-        (x, cache), stats = layer(np.int32(first + i), weights, x, cache)
-        rows.append(stats)
-    return x, cache, jax.tree.map(lambda *leaf: jnp.stack(leaf), *rows)
+        (x, cache), stats = layer(jnp.int32(first + i), weights, x, cache, rows)
+        each.append(stats)
+    return x, cache, jax.tree.map(lambda *leaf: jnp.stack(leaf), *each)
 
 
 def unstack(stack: Layer, n: int) -> list[Layer]:

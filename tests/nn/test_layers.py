@@ -63,14 +63,16 @@ def expected():
 )
 def test_every_way_is_the_same_function(scan, remat, expected):
     runtime = Runtime(scan=scan, remat=remat)
-    got = loss_of(lambda stacks, x, cache: run_layers(body, stacks, x, cache, runtime))
+    got = loss_of(lambda stacks, x, cache: run_layers(body, stacks, x, cache, None, runtime))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def residuals(remat):
     """Floats that the backward pass of one layer keeps, beside its inputs."""
-    saved = jax.vjp(lambda w, x: run_layers(body, (w,), x, 0.0, Runtime(remat=remat))[0], STACKS[0], X)[1]
+    saved = jax.vjp(lambda w, x: run_layers(body, (w,), x, 0.0, None, Runtime(remat=remat))[0], STACKS[0], X)[
+        1
+    ]
     return sum(leaf.size for leaf in jax.tree.leaves(saved))
 
 
