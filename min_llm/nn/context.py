@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from min_llm.kernels import attention
 from min_llm.kernels.mask import Mask
-from min_llm.nn import axes
+from min_llm.nn import axes, ring
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 
@@ -58,11 +58,12 @@ def attend(
     k, v = (axes.shard(x, "batch", "seq", "heads", "head_dim") for x in (k, v))
     mask = jax.tree.map(lambda x: jax.reshard(x, _rows(x)), mask)
     in_pipeline = "pp" not in axes.explicit()
-    return (_in_pipeline if in_pipeline else _on_devices)(runtime.attention, q, k, v, mask)
+    name = "ring" if runtime.context == "ring" else runtime.attention
+    return (_in_pipeline if in_pipeline else _on_devices)(name, q, k, v, mask)
 
 
 def _on_devices(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    return _manual(functools.partial(_gathering, name), q, q, k, v, mask)
+    return _manual(functools.partial(_local, name), q, q, k, v, mask)
 
 
 def _manual(local: Callable[..., Any], results: Any, *operands: Any) -> Any:
@@ -88,7 +89,7 @@ def _in_pipeline_backward(name: str, operands: tuple, d_out: Array) -> tuple:
     def local(q: Array, k: Array, v: Array, mask: Mask, d_out: Array) -> tuple[Array, Array, Array]:
         # arguments are still typed by pp, results of any sum are not, and both must agree
         q, k, v, mask, d_out = jax.tree.map(lambda x: x + jnp.zeros((), x.dtype), (q, k, v, mask, d_out))
-        return jax.vjp(lambda q, k, v: _gathering(name, q, k, v, mask), q, k, v)[1](d_out)
+        return jax.vjp(lambda q, k, v: _local(name, q, k, v, mask), q, k, v)[1](d_out)
 
     grads = _manual(local, operands[:3], *operands, d_out)
     return *(jax.lax.pcast(d, "pp", to="varying") for d in grads), None
@@ -97,7 +98,10 @@ def _in_pipeline_backward(name: str, operands: tuple, d_out: Array) -> tuple:
 _in_pipeline.defvjp(lambda name, *operands: (_in_pipeline(name, *operands), operands), _in_pipeline_backward)
 
 
-def _gathering(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:
+def _local(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    """The implementation `name`, or the ring, on this device's part."""
+    if name == "ring":
+        return ring.attention(q, k, v, mask)
     if jax.lax.axis_size("cp") > 1:
         gather = functools.partial(jax.lax.all_gather, axis_name="cp", axis=1, tiled=True)
         k, v = gather(k), gather(v)

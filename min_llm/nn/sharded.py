@@ -57,7 +57,10 @@ def _forward(eq: str, out: P | None, keep: bool, x: Array, w: Array) -> tuple[Ar
 
 def _backward(eq: str, out: P | None, keep: bool, saved: tuple, dy: Array) -> tuple[Array, Array]:
     x, w, whole = saved
-    whole = gathered(w, x.dtype) if whole is None else whole
+    if whole is None:
+        # the barrier keeps XLA from gathering it before it is needed, or from keeping it since the forward pass
+        w, dy = jax.lax.optimization_barrier((w, dy))
+        whole = gathered(w, x.dtype)
     left, right, result = eq.replace("->", ",").split(",")
     dx = jnp.einsum(f"{result},{right}->{left}", dy, whole, out_sharding=axes.partition(x))
     dw = jnp.einsum(

@@ -30,7 +30,7 @@ STACKS = (stack(3), stack(1), stack(2))  # dense-first models have several
 X = jnp.asarray(RNG.normal(size=(2, 4, D)), jnp.float32)
 
 
-def body(index, w, x, cache):
+def body(index, w, x, cache, rows):
     """Uses the weights, its number and the cache, so that any of them in the wrong place shows."""
     x = x + jnp.tanh(x @ w.w) * w.scale / (1 + index)
     return x, cache + index * x.sum()
@@ -40,7 +40,7 @@ def by_hand(stacks, x, cache):
     index = 0
     for layers in stacks:
         for i in range(layers.w.shape[0]):
-            x, cache = body(index, Layer(layers.w[i], layers.scale[i]), x, cache)
+            x, cache = body(index, Layer(layers.w[i], layers.scale[i]), x, cache, None)
             index += 1
     return x, cache
 

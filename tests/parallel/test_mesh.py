@@ -11,6 +11,7 @@ CASES = [
     ({"fsdp": 2, "tp": 4}, {"attention": "xla"}),  # Llama has two key-value heads
     ({"dp": 2, "fsdp": 2, "cp": 2}, {"attention": "reference"}),
     ({"fsdp": 2, "cp": 2, "tp": 2}, {"attention": "xla", "scan": True, "keep_gathered": True}),
+    ({"cp": 4, "tp": 2}, {"context": "ring", "scan": True}),
     ({"tp": 8}, {"attention": "xla"}),
     ({"pp": 4, "dp": 2}, {"attention": "blockwise", "scan": True, "pipeline_parts": 4}),
     ({"pp": 2, "fsdp": 2, "tp": 2}, {"attention": "xla", "pipeline_parts": 4}),
