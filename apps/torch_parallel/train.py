@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import operator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ class Result:
     losses: list[float]  # of the whole batch, before each step's update
     gradients: weights.Arrays  # of its parameters, in the first step
     difference: float  # of the farthest of them from JAX's
-    talk: dict[str, int]  # collective operations and messages of the last step's forward and backward pass
+    talk: Counter[str]  # collective operations and messages of the last step's forward and backward pass
 
 
 def train(mode: Mode, case: weights.Case, device: torch.device, options: argparse.Namespace) -> Result:
@@ -51,25 +54,25 @@ def train(mode: Mode, case: weights.Case, device: torch.device, options: argpars
             gradients = weights.gradients(part.modules, case)
         optimizer.step()
         optimizer.zero_grad()
-    difference = max(float(np.abs(g - case.gradients(name)).max()) for name, g in gradients.items())
-    return Result(losses, gradients, difference, dict(talking.counts))
+    difference = np.max([np.abs(g - case.gradients(name)).max() for name, g in gradients.items()])
+    return Result(losses, gradients, float(difference), talking.counts)
 
 
 def report(name: str, results: list[Result], case: weights.Case, out: Path) -> None:
-    """A line about a mode, and OUT/NAME.npz: losses, gradients and talk of all processes together."""
-    losses = results[0].losses
+    """A line about a mode, and OUT/NAME.npz: the losses, the gradients of all processes together, and the most that
+    one of them differs from JAX and talks."""
+    losses, difference = results[0].losses, np.max([result.difference for result in results])
     gradients = {f"gradients/{key}": g for result in results for key, g in result.gradients.items()}
-    talk = {
-        key: max(result.talk.get(key, 0) for result in results) for result in results for key in result.talk
-    }
+    talk = functools.reduce(operator.or_, (result.talk for result in results))  # the most of each
     print(
         f"{name:12} loss {losses[0]:.6f} (JAX {case.loss:.6f}), {losses[-1]:.6f} after {len(losses) - 1} steps; "
-        f"gradients differ from JAX's by {max(result.difference for result in results):.1e} at most; "
+        f"gradients differ from JAX's by {difference:.1e} at most; "
         f"{', '.join(f'{n} {key}' for key, n in sorted(talk.items())) or 'no talk'}",
         flush=True,
     )
     out.mkdir(parents=True, exist_ok=True)
-    np.savez(out / f"{name}.npz", losses=np.array(losses), talk=np.array(json.dumps(talk)), **gradients)  # type: ignore[arg-type]
+    facts = {"losses": np.array(losses), "difference": difference, "talk": np.array(json.dumps(talk))}
+    np.savez(out / f"{name}.npz", **facts, **gradients)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -89,14 +92,17 @@ def main() -> None:
     options = parser.parse_args()
     if not options.case.exists():
         parser.error(f"there is no case {options.case}: write one with python -m apps.torch_parallel.export")
+    if options.steps < 1:
+        parser.error(f"--steps is {options.steps}; the first step is the one that is compared")
     case = weights.Case(options.case)
     deadline(options.deadline)
     with joined(options.timeout) as device:
         for name in options.mode:
             deadline(options.deadline)
             results: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(results, train(MODES[name], case, device, options))
-            if dist.get_rank() == 0:
+            first = dist.get_rank() == 0
+            dist.gather_object(train(MODES[name], case, device, options), results if first else None)
+            if first:
                 report(name, results, case, options.out)
 
 

@@ -56,7 +56,10 @@ def launch(processes, *arguments, limit):
             said, _ = running.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             running.send_signal(signal.SIGTERM)
-            said, _ = running.communicate(timeout=40)
+            try:
+                said, _ = running.communicate(timeout=20)
+            finally:
+                running.kill()
             pytest.fail(f"no end after {limit} s; the processes said:\n{said}")
     return said, running.returncode
 
@@ -88,10 +91,11 @@ def gradients(file):
     return {name: file[name] for name in file.files if name.startswith("gradients/")}
 
 
-def apart(these, those):
-    """The largest difference of any leaf, and of which one."""
+def unlike(these, those):
+    """The leaves that differ by 1e-5 or more, or are not finite, and by how much."""
     assert these.keys() == those.keys()
-    return max((float(np.abs(these[name] - those[name]).max()), name) for name in these)
+    apart = {name: float(np.abs(these[name] - those[name]).max()) for name in these}
+    return {name: difference for name, difference in apart.items() if not difference < 1e-5}
 
 
 def test_the_case_has_documents_padding_and_gradients_that_matter(results):
@@ -105,8 +109,8 @@ def test_the_case_has_documents_padding_and_gradients_that_matter(results):
 @pytest.mark.parametrize("mode", ["one", *MODES])
 def test_loss_and_gradients_equal_those_of_jax(results, mode):
     assert abs(results[mode]["losses"][0] - results["jax"]["loss"]) < 1e-5
-    difference, name = apart(gradients(results[mode]), gradients(results["jax"]))
-    assert difference < 1e-5, name
+    assert unlike(gradients(results[mode]), gradients(results["jax"])) == {}
+    assert results[mode]["difference"] < 1e-5  # every process has looked at its own
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -115,8 +119,7 @@ def test_sharing_the_work_changes_nothing(results, mode):
     makes round-off visible: after three updates the loss is compared, within 1e-4."""
     one, shared = results["one"], results[mode]
     assert abs(shared["losses"][0] - one["losses"][0]) < 1e-6
-    difference, name = apart(gradients(shared), gradients(one))
-    assert difference < 1e-5, name
+    assert unlike(gradients(shared), gradients(one)) == {}
     assert np.abs(shared["losses"] - one["losses"]).max() < 1e-4
     assert shared["losses"][-1] < shared["losses"][0] - 0.01
 
@@ -169,7 +172,7 @@ FAILING = textwrap.dedent("""
     ("what", "timeout", "seconds", "reason"),
     [
         ("dies", 30, 50, "exitcode *: 3"),
-        ("hangs", 3, 50, "Timed out waiting 3000ms"),
+        ("hangs", 10, 50, "Timed out waiting 10000ms"),
         ("waits elsewhere", 30, 3, r"Timeout \(0:00:03\)!"),
     ],
 )
