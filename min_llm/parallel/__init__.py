@@ -1,0 +1,1 @@
+"""Work split over devices: so far the schedules of a pipeline."""
