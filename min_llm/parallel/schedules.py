@@ -70,7 +70,7 @@ def gpipe(pp: int, micro_batches: int) -> Schedule:
 def one_f_one_b(pp: int, micro_batches: int) -> Schedule:
     """PP - 1 - r forwards, then a forward and a backward in turn (PipeDream-Flush; Narayanan et al. 2021, section 2.2).
 
-    Takes as long as GPipe, but rank r holds no more than PP - r micro-batches.
+    Takes as long as GPipe where sends take no time, and rank r holds no more than PP - r micro-batches.
     """
     _at_least_one(pp=pp, micro_batches=micro_batches)
     return _schedule(1, [micro_batches], [pp - 1 - r for r in range(pp)])
