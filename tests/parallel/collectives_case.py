@@ -1,6 +1,6 @@
 """The process behind test_collectives.py: what kinds of communication a compiled gradient has on a mesh, as JSON.
 
-python -m tests.parallel.collectives_case '[[{"fsdp": 8}, {"keep_gathered": true}]]'
+python -m tests.parallel.collectives_case '[[{"fsdp": 8}, {"keep_gathered": true}, {}]]'
 """
 
 import json
@@ -22,8 +22,9 @@ from tests.parallel.mesh_case import SIZES, make_batch, step
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def count(cfg, shape, runtime):
+def count(shape, runtime, sizes):
     """Collectives by kind in the text of the compiled program; one in a loop counts once."""
+    cfg = build(models.ModelConfig, SIZES | {"family": "llama", "n_kv_heads": 8, "head_dim": 4} | sizes)
     cfg_mesh = meshes.MeshConfig(**shape)
     with meshes.use(cfg_mesh):
         params = axes.targets(axes.shapes(models.spec(cfg)))
@@ -34,5 +35,4 @@ def count(cfg, shape, runtime):
 
 
 if __name__ == "__main__":
-    cfg = build(models.ModelConfig, SIZES | {"family": "llama", "n_kv_heads": 2, "head_dim": 4})
-    print(json.dumps([count(cfg, *case) for case in json.loads(sys.argv[1])]))
+    print(json.dumps([count(*case) for case in json.loads(sys.argv[1])]))
