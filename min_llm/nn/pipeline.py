@@ -36,7 +36,10 @@ def run_pipeline(
     check(n_layers, x.shape[0], n, parts, rounds)
     per_stage = n_layers // (n * rounds)
     stack = arranged(stack, n, rounds)
-    x_parts, row_parts = axes.split_rows(x, parts), jax.tree.map(lambda a: _split(a, parts), rows)
+    # what is summed over pp (the result, the gradient of the input) is float32 on CPU, where XLA aborts on bfloat16
+    summed = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    x_parts = axes.split_rows(x.astype(summed), parts)
+    row_parts = jax.tree.map(lambda a: _split(a, parts), rows)
 
     def run(stack: Any, xs: Array, rows: Any) -> Array:
         rank, ring = jax.lax.axis_index("pp"), [(i, (i + 1) % n) for i in range(n)]
@@ -45,18 +48,18 @@ def run_pipeline(
         def tick(passed: Array, t: Array) -> tuple[Array, Array]:
             j = jnp.clip(t - rank, 0, parts * rounds - 1)  # this rank's j-th piece of work
             lap, part = j % (n * rounds) // n, j // (n * rounds) * n + j % n
-            first = jnp.where((rank == 0) & (lap == 0), _at(xs, part), passed)
+            first = jnp.where((rank == 0) & (lap == 0), _at(xs, part).astype(x.dtype), passed)
             weights = jax.tree.map(lambda w: _at(w, lap), stages)
             y = stage(
                 weights, first, jax.tree.map(lambda a: _at(a, part), rows), (lap * n + rank) * per_stage
             )
             return jax.lax.ppermute(y, "pp", ring), y
 
-        start = jax.lax.pcast(jnp.zeros_like(xs[0]), "pp", to="varying")
+        start = jax.lax.pcast(jnp.zeros_like(xs[0], x.dtype), "pp", to="varying")
         _, ys = jax.lax.scan(tick, start, jnp.arange(parts * rounds + n - 1))
         part = jnp.arange(parts)  # a part leaves the last rank of its last round at this tick
         done = ys[part // n * n * rounds + (rounds - 1) * n + part % n + n - 1]
-        return jax.lax.psum(jnp.where(rank == n - 1, done, jnp.zeros_like(done)), "pp")
+        return jax.lax.psum(jnp.where(rank == n - 1, done, jnp.zeros_like(done)).astype(summed), "pp")
 
     replicated = jax.tree.map(lambda a: P(), row_parts)
     over_ranks = jax.shard_map(
@@ -65,7 +68,7 @@ def run_pipeline(
         out_specs=P(),
         axis_names={"pp"},
     )
-    return axes.join_rows(over_ranks(stack, x_parts, row_parts))
+    return axes.join_rows(over_ranks(stack, x_parts, row_parts).astype(x.dtype))
 
 
 def check(n_layers: int, rows: int, n: int, parts: int, rounds: int) -> None:
