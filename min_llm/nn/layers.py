@@ -126,4 +126,6 @@ def rematerialised(body: Probed, remat: Remat) -> Probed:
 def _saves_products(primitive: Any, *args: Any, **params: Any) -> bool:
     if primitive.name == "ffi_call":  # ours (kernels/product.py)
         return params["target_name"] == "min_llm_product"
+    if primitive.name == "ragged_dot_general":
+        return True
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
