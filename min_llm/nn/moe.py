@@ -17,15 +17,15 @@ f hidden dimension.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from min_llm.nn import axes
 from min_llm.nn.activations import swiglu
 from min_llm.nn.leaves import dot
+from min_llm.nn.manual import on_devices
 from min_llm.nn.ragged import ragged_dot
 
 Experts = tuple[Array, Array, Array]  # w_gate, w_up [e d f] and w_down [e f d]
@@ -40,19 +40,7 @@ def moe(
         return run_experts(tokens, *route(tokens, router, k), experts).reshape(x.shape)
     x = axes.shard(x, "batch", "residual", "features")
     router = jax.reshard(router, axes.without(axes.partition(router), "fsdp"))
-    return _on_devices(functools.partial(_on_device, k), x, router, experts)
-
-
-def _on_devices(local: Any, x: Array, router: Array, experts: Experts) -> Array:
-    operands = (x, router, experts)
-    call = jax.shard_map(
-        local,
-        in_specs=jax.tree.map(axes.partition, operands),
-        out_specs=axes.partition(x),
-        axis_names=set(axes.explicit()),
-        check_vma=False,
-    )
-    return call(*operands)
+    return on_devices(functools.partial(_on_device, k), x, router, experts)
 
 
 def _on_device(k: int, x: Array, router: Array, experts: Experts) -> Array:
@@ -80,20 +68,21 @@ def exchange(
     """
     r, e = jax.lax.axis_size("ep"), experts[0].shape[0]
     here = chosen // e == jnp.arange(r)[:, None, None]  # [r n k]
-    arrived = (
-        _swap(jnp.where(here.any(-1, keepdims=True), x, 0)),
-        _swap(jnp.where(here, weights, 0)),
-        _swap(jnp.where(here, chosen % e, e)),
-    )
-    gather = functools.partial(jax.lax.all_gather, axis_name="tp", axis=1, tiled=True)
-    tokens = (gather(part).reshape(-1, part.shape[-1]) for part in arrived)
-    y = run_experts(*tokens, experts, on_mesh=True).reshape(r, -1, x.shape[-1])
+    x_here = _arrive(jnp.where(here.any(-1, keepdims=True), x, 0))
+    weights, chosen = _arrive(jnp.where(here, weights, 0)), _arrive(jnp.where(here, chosen % e, e))
+    y = run_experts(x_here, weights, chosen, experts, on_mesh=True).reshape(r, -1, x.shape[-1])
     y = _swap(jax.lax.psum_scatter(y, "tp", scatter_dimension=1, tiled=True))
     return y.sum(0, dtype=jnp.float32).astype(x.dtype)
 
 
-def _swap(parts: Float[Array, "r n a"]) -> Float[Array, "r n a"]:
-    """Part i goes to device i along ep; what comes back are the parts that all of them had for this one."""
+def _arrive(parts: Shaped[Array, "r n a"]) -> Shaped[Array, "m a"]:
+    """What all devices along ep have for this one, and what those along tp were sent too."""
+    arrived = jax.lax.all_gather(_swap(parts), "tp", axis=1, tiled=True)
+    return arrived.reshape(-1, parts.shape[-1])
+
+
+def _swap(parts: Shaped[Array, "r n a"]) -> Shaped[Array, "r n a"]:
+    """Part i goes to device i along ep, whose part for this device takes its place."""
     return jax.lax.all_to_all(parts, "ep", split_axis=0, concat_axis=0)
 
 

@@ -100,15 +100,13 @@ def test_info_reads_the_run(trained, capsys):
     assert status == 0 and json.loads(out)["parameters"] == int(said[1].replace(",", ""))
 
 
-def test_a_mixtral_trains_and_talks(tmp_path, capsys):
+def test_a_mixtral_trains(tmp_path, capsys):
     model = {"model.family": "mixtral", "model.n_experts": 4}
     path = write_config(tmp_path, name="moe", **model, **{"train.steps": 3, "train.eval_every": 3})
     assert command_line(capsys, "train", path)[0] == 0
     folder = tmp_path / "runs" / "moe"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["kind"] == "val" and rows[-1]["step"] == 3
-    status, out, _ = command_line(capsys, "sample", folder, "--prompt", "abc", "--max-tokens", 4)
-    assert status == 0 and out.startswith("abc")
 
 
 @pytest.mark.parametrize("words", [("sample",), ("report",), ("probe", "plot")])

@@ -65,4 +65,6 @@ def test_experts_are_split_over_ep_and_so_are_rows():
         assert layer.w_down == P("ep", "tp", "fsdp")
         assert layer.router == P("fsdp", None)
         assert layer.wq == P("fsdp", "tp", None)
-        assert axes.to_partition(("batch", "residual", "features"), (4, 4, 4)) == P(("fsdp", "ep"), "tp", None)
+        assert axes.to_partition(("batch", "residual", "features"), (4, 4, 4)) == P(
+            ("fsdp", "ep"), "tp", None
+        )
