@@ -27,6 +27,7 @@ class Param:
     std: normal initialisation with this standard deviation, or None for the constant `fill`.
     role: what it is to the optimizer and to the accounting ("matrix" and "head" multiply every token, "embedding"
     is looked up, "norm" and "bias" are vectors that weight decay leaves alone).
+    active: the share of it that one token uses; below 1 for experts, of which a router chooses some.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Param:
     std: float | None
     role: Role
     fill: float = 0.0
+    active: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
@@ -73,9 +75,10 @@ def stack(layer: Tree, n: int) -> Tree:
     )
 
 
-def count(spec: Any, *roles: Role) -> int:
-    """Number of parameters (of the given roles, or of all). Allocates nothing."""
-    return sum(p.size for _, p in leaves(spec) if not roles or p.role in roles)
+def count(spec: Any, *roles: Role, active: bool = False) -> int:
+    """Number of parameters (of the given roles, or of all). active: of those that one token uses. Allocates nothing."""
+    some = [p for _, p in leaves(spec) if not roles or p.role in roles]
+    return sum(round(p.size * p.active) if active else p.size for p in some)
 
 
 def shapes(spec: Tree, dtype: Any = None) -> Tree:

@@ -2,8 +2,9 @@
 
 Our Llama: embed [V,D]; layers: attn_norm [L,D], wq [L,D,H,K], wk and wv [L,D,G,K], wo [L,H,K,D], mlp_norm
 [L,D], w_gate and w_up [L,D,F], w_down [L,F,D]; final_norm [D]; head [D,V], absent when tied. RoPE is
-half-split on both sides, so nothing is permuted. `llama_tensors` and `gpt2_tensors` give views of a module's
-own tensors (weights or gradients) in our layout: one table serves loading, reading gradients and naming leaves.
+half-split on both sides, so nothing is permuted. Our Mixtral: router [L,D,E] and an axis of experts in w_gate, w_up
+[L,E,D,F] and w_down [L,E,F,D]. `llama_tensors`, `mixtral_tensors` and `gpt2_tensors` give views of a module's own
+tensors (weights or gradients) in our layout: one table serves loading, reading gradients and naming leaves.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +18,29 @@ Pick = Callable[[nn.Parameter], Tensor]
 Tree = dict[str, Any]
 
 
-def llama_tensors(model: nn.Module, pick: Pick) -> Tree:
+def swiglu_tensors(mlp: Any, pick: Pick) -> Tree:
+    return {
+        "w_gate": pick(mlp.gate_proj.weight).T,
+        "w_up": pick(mlp.up_proj.weight).T,
+        "w_down": pick(mlp.down_proj.weight).T,
+    }
+
+
+def moe_tensors(mlp: Any, pick: Pick) -> Tree:
+    """Gate and up are one tensor there, one above the other."""
+    gate, up = pick(mlp.experts.gate_up_proj).mT.chunk(2, dim=-1)
+    down = pick(mlp.experts.down_proj).mT
+    return {"router": pick(mlp.gate.weight).T, "w_gate": gate, "w_up": up, "w_down": down}
+
+
+def llama_tensors(model: nn.Module, pick: Pick, mlp: Callable[[Any, Pick], Tree] = swiglu_tensors) -> Tree:
     """Our tree of a LlamaForCausalLM; `pick` gives a parameter's tensor (itself, or its gradient)."""
     config: Any = model.config
     heads = config.num_attention_heads
     kv_heads = config.num_key_value_heads
 
     def layer(block: Any) -> dict[str, Tensor]:
-        attention, mlp = block.self_attn, block.mlp
+        attention = block.self_attn
         return {
             "attn_norm": pick(block.input_layernorm.weight),
             "wq": pick(attention.q_proj.weight).T.unflatten(1, (heads, -1)),
@@ -32,9 +48,7 @@ def llama_tensors(model: nn.Module, pick: Pick) -> Tree:
             "wv": pick(attention.v_proj.weight).T.unflatten(1, (kv_heads, -1)),
             "wo": pick(attention.o_proj.weight).T.unflatten(0, (heads, -1)),
             "mlp_norm": pick(block.post_attention_layernorm.weight),
-            "w_gate": pick(mlp.gate_proj.weight).T,
-            "w_up": pick(mlp.up_proj.weight).T,
-            "w_down": pick(mlp.down_proj.weight).T,
+            **mlp(block.mlp, pick),
         }
 
     inner: Any = model.model
@@ -46,6 +60,11 @@ def llama_tensors(model: nn.Module, pick: Pick) -> Tree:
     if not config.tie_word_embeddings:
         tree["head"] = pick(model.lm_head.weight).T  # type: ignore[operator,union-attr]
     return tree
+
+
+def mixtral_tensors(model: nn.Module, pick: Pick) -> Tree:
+    """Our tree of a MixtralForCausalLM."""
+    return llama_tensors(model, pick, moe_tensors)
 
 
 def gpt2_tensors(model: nn.Module, pick: Pick) -> Tree:

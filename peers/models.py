@@ -1,4 +1,4 @@
-"""transformers' Llama and GPT-2 on our parameters: logits, loss, gradients, and a trace of AdamW steps."""
+"""transformers' Llama, Mixtral and GPT-2 on our parameters: logits, loss, gradients, and a trace of AdamW steps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,19 +7,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from peers import convert
 
-TENSORS = {"llama": convert.llama_tensors, "gpt2": convert.gpt2_tensors}
+TENSORS = {
+    "llama": convert.llama_tensors,
+    "mixtral": convert.mixtral_tensors,
+    "gpt2": convert.gpt2_tensors,
+}
 # Read as two-dimensional by nanoGPT and by us: what weight decay applies to, unless the request names leaves.
 MATRICES = ("embed", "positions", "head", "wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 
-def llama(config: dict[str, Any], attention: str = "eager") -> LlamaForCausalLM:
-    """A Llama from our field names: dim, n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, vocab_size,
-    rope_theta, norm_eps, tie_embeddings, max_seq_len, and rope_scaling: None or {factor, low_freq_factor,
-    high_freq_factor, original_context}."""
+def decoder_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that transformers' Llama and Mixtral share, from our names: dim, n_layers, n_heads, n_kv_heads,
+    head_dim, hidden_dim, vocab_size, rope_theta, norm_eps, tie_embeddings, max_seq_len, and rope_scaling: None or
+    {factor, low_freq_factor, high_freq_factor, original_context}."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(config["rope_theta"])}
     if scaling := config.get("rope_scaling"):
         rope |= {
@@ -29,7 +40,7 @@ def llama(config: dict[str, Any], attention: str = "eager") -> LlamaForCausalLM:
             "high_freq_factor": float(scaling["high_freq_factor"]),
             "original_max_position_embeddings": int(scaling["original_context"]),
         }
-    made = LlamaConfig(
+    return dict(
         vocab_size=config["vocab_size"],
         hidden_size=config["dim"],
         intermediate_size=config["hidden_dim"],
@@ -43,8 +54,25 @@ def llama(config: dict[str, Any], attention: str = "eager") -> LlamaForCausalLM:
         tie_word_embeddings=config["tie_embeddings"],
         use_cache=False,
     )
+
+
+def llama(config: dict[str, Any], attention: str = "eager") -> LlamaForCausalLM:
+    """A Llama from our fields (`decoder_fields`)."""
+    made = LlamaConfig(**decoder_fields(config))
     made._attn_implementation = attention
     return LlamaForCausalLM(made)
+
+
+def mixtral(config: dict[str, Any]) -> MixtralForCausalLM:
+    """A Mixtral from Llama's fields, n_experts and experts_per_token; no jitter and no balancing loss."""
+    made = MixtralConfig(
+        **decoder_fields(config),
+        num_local_experts=config["n_experts"],
+        num_experts_per_tok=config["experts_per_token"],
+    )
+    made._attn_implementation = "eager"
+    made._experts_implementation = "eager"
+    return MixtralForCausalLM(made)
 
 
 def gpt2(config: dict[str, Any], attention: str = "eager") -> GPT2LMHeadModel:
@@ -67,7 +95,7 @@ def gpt2(config: dict[str, Any], attention: str = "eager") -> GPT2LMHeadModel:
     return GPT2LMHeadModel(made)
 
 
-MODELS = {"llama": llama, "gpt2": gpt2}
+MODELS = {"llama": llama, "mixtral": mixtral, "gpt2": gpt2}
 
 
 def build(family: str, config: dict[str, Any], params: dict[str, Any]) -> nn.Module:

@@ -29,6 +29,13 @@ def llama(**request: Any) -> dict[str, Any]:
     return forward("llama", **request)
 
 
+def mixtral(**request: Any) -> dict[str, Any]:
+    """config, params, batch -> logits, loss, gradients: peers.models.forward."""
+    from peers.models import forward
+
+    return forward("mixtral", **request)
+
+
 def gpt2(**request: Any) -> dict[str, Any]:
     """config, params, batch -> logits, loss, gradients: peers.models.forward."""
     from peers.models import forward
@@ -94,6 +101,6 @@ if __name__ == "__main__":
     serve(
         {
             f.__name__: f
-            for f in (versions, llama, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
+            for f in (versions, llama, mixtral, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
         }
     )

@@ -7,12 +7,13 @@ import numpy as np
 
 from min_llm import models
 from min_llm import spec as spec_lib
-from min_llm.models import gpt2, llama
+from min_llm.models import gpt2, llama, mixtral
 from min_llm.nn.batch import Batch
 from min_llm.nn.rope import RopeScaling
 from min_llm.reference import batch as oracle_batch
 from min_llm.reference import gpt2 as oracle_gpt2
 from min_llm.reference import llama as oracle_llama
+from min_llm.reference import mixtral as oracle_mixtral
 from min_llm.reference.params import random_params, restack
 
 VOCAB = 19
@@ -27,6 +28,7 @@ LLAMA = llama.Config(
     max_seq_len=64,
     rope_theta=100.0,
 )
+MIXTRAL = mixtral.Config(**vars(LLAMA), n_experts=5, experts_per_token=2)
 GPT2 = gpt2.Config(n_layers=2, dim=15, n_heads=3, hidden_dim=21, vocab_size=VOCAB, max_seq_len=64)
 # contexts so short that the three bands of the scaling are all met within the toys' rows
 SCALED_8 = RopeScaling(factor=8.0, original_context=64)
@@ -38,7 +40,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 def oracle(cfg):
     """The NumPy module of a config's family."""
-    return {"llama": oracle_llama, "gpt2": oracle_gpt2}[cfg.family]
+    return {"llama": oracle_llama, "mixtral": oracle_mixtral, "gpt2": oracle_gpt2}[cfg.family]
 
 
 def random_weights(cfg, seed=1, std=0.3):

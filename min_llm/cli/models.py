@@ -43,7 +43,9 @@ def info(
     facts = {"model": model, "note": note} | summary(cfg, seq_len or cfg.max_seq_len)
     if as_json:
         return print_json(facts)
-    say(f"{model}: {facts['parameters']:,} parameters ({cfg.family})", note)
+    sparse = facts["active_parameters"] < facts["parameters"]
+    active = f", of which a token uses {facts['active_parameters']:,}" if sparse else ""
+    say(f"{model}: {facts['parameters']:,} parameters{active} ({cfg.family})", note)
     show(
         ("parameter", "shape", "role", "count", "share"),
         [

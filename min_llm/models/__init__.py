@@ -27,7 +27,11 @@ from min_llm.nn.cross_entropy import cross_entropy
 from min_llm.nn.leaves import unembed
 from min_llm.nn.runtime import Runtime
 
-FAMILIES = {"llama": "min_llm.models.llama", "gpt2": "min_llm.models.gpt2"}
+FAMILIES = {
+    "llama": "min_llm.models.llama",
+    "mixtral": "min_llm.models.mixtral",
+    "gpt2": "min_llm.models.gpt2",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,6 +126,13 @@ def forward(
     params: Llama, cfg: Config, batch: Batch, runtime: Runtime, cache: Any, key: Any
 ) -> tuple[Float[Array, "b s d"], Any]:
     """Hidden states after the final norm, in the compute dtype, and the updated cache."""
+    return decoder(mlp, params, cfg, batch, runtime, cache, key)
+
+
+def decoder(
+    mlp: Any, params: Llama, cfg: Config, batch: Batch, runtime: Runtime, cache: Any, key: Any
+) -> tuple[Float[Array, "b s d"], Any]:
+    """`forward` of this family and of those that differ from it in the feed-forward network alone: mlp(w, cfg, x)."""
     positions = jnp.arange(batch.tokens.shape[1])[None] if batch.positions is None else batch.positions
     rope = angles(positions, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
     mask = cache.mask(batch, cfg.window)

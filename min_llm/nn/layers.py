@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from min_llm.config import UserError
-from min_llm.nn import axes, probe, sharded
+from min_llm.nn import axes, probe, ragged, sharded
 from min_llm.nn.pipeline import run_pipeline
 from min_llm.nn.runtime import Remat, Runtime
 
@@ -126,4 +126,6 @@ def rematerialised(body: Probed, remat: Remat) -> Probed:
 def _saves_products(primitive: Any, *args: Any, **params: Any) -> bool:
     if primitive.name == "ffi_call":  # ours (kernels/product.py)
         return params["target_name"] == "min_llm_product"
+    if primitive.name == "name":
+        return params["name"] == ragged.NAME
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

@@ -34,9 +34,13 @@ def keeping_gathered(keep: bool) -> Iterator[None]:
         _keep.reset(token)
 
 
+def keeps_gathered() -> bool:
+    return _keep.get()
+
+
 def dot(eq: str, x: Array, w: Array, out: P | None) -> Array:
     """`einsum(eq, x, w)` in x's dtype. out: layout of the result, wanted where a contracted dimension is cut."""
-    return _dot(eq, out, _keep.get(), x, w)
+    return _dot(eq, out, keeps_gathered(), x, w)
 
 
 def gathered(w: Array, dtype: jnp.dtype) -> Array:

@@ -1,7 +1,8 @@
 """Inference arithmetic: what limits prefill and decoding, and how many sequences fit.
 
 After "Transformer Inference Arithmetic" (kipply, 2022) and "Throughput is all you need" (Jain, 2024). A forward pass
-has to read every weight and every cached key and value once, and to multiply: it cannot be faster than
+has to read every weight and every cached key and value once (of experts only those that are chosen), and to multiply:
+it cannot be faster than
 
     memory    (weight bytes + cache bytes) / bandwidth
     compute   FLOPs / peak FLOP/s
@@ -13,13 +14,14 @@ counted for launching kernels, for the host, for communication, or for activatio
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.plan import memory
 from min_llm.plan.flops import flops_per_token, matmul_parameters
 from min_llm.plan.hardware import Hardware
-from min_llm.spec import count
+from min_llm.spec import count, leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,8 @@ def decode(
     spec = models.spec(cfg)
     n = matmul_parameters(spec)
     heads = cfg.n_layers * cfg.n_heads * cfg.head_dim  # type: ignore[attr-defined]
-    read = memory.bytes_of(n, dtype) + batch * seen * memory.kv_bytes_per_token(cfg, kv_dtype)
+    weights = memory.bytes_of(weights_read(spec, batch), dtype)
+    read = weights + batch * seen * memory.kv_bytes_per_token(cfg, kv_dtype)
     flops = batch * (2.0 * n + 4.0 * heads * seen)
     return _floor(hardware, dtype, batch, 1, context, read, flops)
 
@@ -77,7 +80,8 @@ def prefill(
     """All `context` tokens of `batch` prompts at once, causal; the cache is written once."""
     _at_least_one(batch=batch, context=context)
     flops = flops_per_token(cfg, context)
-    moved = memory.bytes_of(flops.n, dtype) + batch * context * memory.kv_bytes_per_token(cfg, kv_dtype)
+    weights = memory.bytes_of(weights_read(models.spec(cfg), batch * context), dtype)
+    moved = weights + batch * context * memory.kv_bytes_per_token(cfg, kv_dtype)
     return _floor(hardware, dtype, batch, context, context, moved, batch * context * flops.forward_causal)
 
 
@@ -86,6 +90,14 @@ def _floor(
 ) -> Floor:
     seconds = read / hardware.bandwidth, flops / hardware.peak(dtype)
     return Floor(batch, tokens, context, read, flops, *seconds)
+
+
+def weights_read(spec: Any, tokens: int) -> float:
+    """Parameters that a pass over `tokens` tokens reads: all that multiply, but of experts only those that some token
+    is sent to. Where a token uses the share a and routers spread tokens evenly, that is the share 1 − (1 − a)^tokens.
+    """
+    more = sum(p.size * (1 - p.active - (1 - p.active) ** tokens) for _, p in leaves(spec))
+    return matmul_parameters(spec) + more
 
 
 def crossover(hardware: Hardware, dtype: str = "bfloat16") -> float:

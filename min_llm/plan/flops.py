@@ -9,9 +9,10 @@ section 6), so a Flops carries the three conventions and the formula that goes b
     lingua   6N' + 7·L·H·K·S      Lingua: causal, with flash attention's recomputation (3.5 forwards instead of 3);
                                   N' is every parameter outside the token embedding.
 
-N counts the parameters that multiply every token: matrices and the output head. A tied embedding is the head and
-counts once; an untied one is looked up and counts nothing, nor do norms, biases and learned positions. Under a
-sliding window of W < S keys the full convention pays for W (as nanochat does) and causal for what is seen.
+N counts the parameters that multiply a token: matrices and the output head. A tied embedding is the head and
+counts once; an untied one is looked up and counts nothing, nor do norms, biases and learned positions. Of experts a
+token pays for those it is sent to: in N and N' they count by their active share. Under a sliding window of W < S keys
+the full convention pays for W (as nanochat does) and causal for what is seen.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ FORMULAS = {
 class Flops:
     """FLOPs of one token in a sequence of `seq_len` tokens.
 
-    n: parameters that multiply every token. forward: 2N + 4·L·H·K·S. training: forward and backward, 3 forwards.
+    n: parameters that multiply a token. forward: 2N + 4·L·H·K·S. training: forward and backward, 3 forwards.
     The plain names follow the full convention; `_causal` and `_lingua` the others.
     """
 
@@ -58,8 +59,8 @@ class Flops:
 
 
 def matmul_parameters(spec: Any) -> int:
-    """N: matrices and the head; where no leaf is the head, the token embedding is (tied)."""
-    n = count(spec, "matrix", "head")
+    """N: matrices (of experts the active ones) and the head; where no leaf is the head, the token embedding is it."""
+    n = count(spec, "matrix", "head", active=True)
     return n if count(spec, "head") else n + token_embedding(spec)
 
 
@@ -79,7 +80,7 @@ def flops_per_token(cfg: models.ModelConfig, seq_len: int) -> Flops:
     # One product over every key: 2·L·H·K·span. Causal order halves it, apart from what the window cuts away.
     product = 2.0 * cfg.n_layers * cfg.n_heads * cfg.head_dim  # type: ignore[attr-defined]
     full, causal = product * span, product * span * (1 - span / (2 * seq_len))
-    outside = count(spec) - token_embedding(spec)
+    outside = count(spec, active=True) - token_embedding(spec)
     return Flops(
         n=n,
         seq_len=seq_len,

@@ -8,9 +8,10 @@ bytes of the compute dtype, the backward pass of a dense decoder keeps (counted 
                                               A = 2, keys and values, and more where each query block keeps a copy
     probabilities    H·P · c                  P keys a query: about S/2 for "xla"; 2·S for "reference", in float32;
                                               none for "blockwise", which computes them again
-    feed-forward     6·F·c for SwiGLU, 5·F·c for GELU
+    feed-forward     6·F·c for SwiGLU, 5·F·c for GELU; k · (2·D + 6·F) · c for a mixture with k experts a token
 
-remat "none" keeps all of it; "selective" the products with weights, (2·D + H·K + 2·G·K + 2·F) · c; "full" and, on the
+remat "none" keeps all of it; "selective" the products with weights, (2·D + H·K + 2·G·K + 2·F) · c, or k · (D + 2·F)
+of a mixture for the last term; "full" and, on the
 device, "offload" D·c. On top, one layer's worth times `WORKSPACE` is alive at the peak of its backward pass. The loss
 holds `2 · 4` bytes for each logit of a chunk and the gradient of the head, while the layers' residuals wait. The
 larger of those two moments is the peak. tests/plan compares all this with XLA's own figure: within 10 % for most of
@@ -106,15 +107,18 @@ def layer_bytes(cfg: models.ModelConfig, seq_len: int, runtime: Runtime) -> floa
     """Bytes a token that one layer keeps for its backward pass."""
     c: Any = cfg
     d, hk, gk, f = c.dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.hidden_dim
-    ups = sum(1 for p in _matrices(cfg) if "hidden" in p.axes[1:])  # 2 with a gate, else 1
+    ups = sum(1 for p in _matrices(cfg) if p.axes[-1] == "hidden")  # 2 with a gate, else 1
+    k: int = getattr(cfg, "experts_per_token", 0)
     size = BYTES[runtime.dtype]
     if runtime.remat in ("full", "offload"):
         return d * size
     if runtime.remat == "selective":
-        return (2 * d + hk + 2 * gk + ups * f) * size
+        return (2 * d + hk + 2 * gk + (k * (d + ups * f) if k else ups * f)) * size
     copies, keys = _attention(seq_len, runtime.attention, getattr(cfg, "window", None))
     probabilities = c.n_heads * keys * (BYTES["float32"] if runtime.attention == "reference" else size)
     feed_forward = (6 if ups == 2 else 5) * f
+    if k:
+        feed_forward = k * (2 * d + feed_forward)
     return 4 * d * BYTES["float32"] + (2 * d + 3 * hk + copies * gk + feed_forward) * size + probabilities
 
 

@@ -23,6 +23,7 @@ def summary(cfg: models.ModelConfig, seq_len: int) -> dict[str, Any]:
         "config": cfg.to_mapping(),
         "max_seq_len": cfg.max_seq_len,
         "parameters": total,
+        "active_parameters": count(spec, active=True),
         "components": [
             {
                 "name": name,

@@ -7,6 +7,7 @@ alone, keeps to float64 unless told otherwise, and derives every gradient by han
     attention.py   who may look at whom (the mask), attention and its gradient, attention in blocks
     llama.py       Llama 3: the whole model, its loss and its gradients
     gpt2.py        GPT-2, the same way; the differences are the lesson
+    mixtral.py     Mixtral: Llama with a mixture of experts
     decode.py      greedy generation, with and without a KV cache
     adamw.py       the optimizer, one function
     batch.py       what a batch is, and documents packed into a row

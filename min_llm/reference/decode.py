@@ -4,7 +4,7 @@ A causal model never changes its mind about the past: the keys and values of a p
 earlier ones only. So they can be kept. Without a cache, each new token costs a pass over the whole text; with
 one, a pass over one token that attends to what is stored. The tokens are the same; a test says so.
 
-`model` is the module llama or gpt2. Temperature 0: the most likely token is taken each time.
+`model` is the module llama, gpt2 or mixtral. Temperature 0: the most likely token is taken each time.
 """
 
 from __future__ import annotations

@@ -48,6 +48,18 @@ def test_info_of_a_preset():
         assert expected in text
 
 
+def test_info_tells_what_a_token_uses_of_the_experts():
+    facts = answer("info", "mixtral-8x7b", "--seq-len", 4096)
+    assert facts["parameters"] == 46_702_792_704 == sum(p["count"] for p in facts["components"])
+    assert facts["active_parameters"] == 12_879_925_248
+    assert facts["flops_per_token"]["n"] < facts["active_parameters"]
+    assert "46,702,792,704 parameters, of which a token uses 12,879,925,248 (mixtral)" in run(
+        "info", "mixtral-8x7b"
+    )
+    assert "of which" not in run("info", "llama3-8b")
+    assert answer("arithmetic", "mixtral-8x7b")["weight_bytes"] == 2 * 46_702_792_704
+
+
 def test_a_preset_without_vocabulary_says_what_was_assumed():
     facts = answer("info", "mini-1m")
     assert facts["config"]["vocab_size"] == 32_000

@@ -100,6 +100,15 @@ def test_info_reads_the_run(trained, capsys):
     assert status == 0 and json.loads(out)["parameters"] == int(said[1].replace(",", ""))
 
 
+def test_a_mixtral_trains(tmp_path, capsys):
+    model = {"model.family": "mixtral", "model.n_experts": 4}
+    path = write_config(tmp_path, name="moe", **model, **{"train.steps": 3, "train.eval_every": 3})
+    assert command_line(capsys, "train", path)[0] == 0
+    folder = tmp_path / "runs" / "moe"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["kind"] == "val" and rows[-1]["step"] == 3
+
+
 @pytest.mark.parametrize("words", [("sample",), ("report",), ("probe", "plot")])
 def test_a_folder_that_is_no_run(tmp_path, capsys, words):
     status, out, err = command_line(capsys, *words, tmp_path)

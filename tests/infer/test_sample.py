@@ -17,7 +17,7 @@ from min_llm.infer.sample import Sampling, choose, generate, nucleus
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 from min_llm.reference import decode
-from tests.toys import GPT2, LLAMA, QUICK, oracle, random_weights
+from tests.toys import GPT2, LLAMA, MIXTRAL, QUICK, oracle, random_weights
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]  # ragged, in one batch
@@ -27,6 +27,7 @@ CASES = {
         dataclasses.replace(LLAMA, window=4, n_kv_heads=1),
         Runtime(scan=True, attention="reference"),
     ),
+    "mixtral": (MIXTRAL, Runtime(scan=True)),
     "gpt2, blockwise": (GPT2, Runtime(attention="blockwise")),
     "gpt2, scan": (dataclasses.replace(GPT2, bias=False), Runtime(scan=True)),
 }

@@ -13,7 +13,7 @@ from min_llm.models import ModelConfig, gpt2, llama
 from min_llm.nn.batch import Batch
 from min_llm.nn.rope import RopeScaling
 from min_llm.nn.runtime import Runtime
-from tests.toys import GPT2, LLAMA, oracle, random_weights
+from tests.toys import GPT2, LLAMA, MIXTRAL, oracle, random_weights
 
 PUBLISHED = {
     "llama3-8b": 8_030_261_248,
@@ -21,6 +21,8 @@ PUBLISHED = {
     "llama3-405b": 405_853_388_800,
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
@@ -41,15 +43,30 @@ def test_presets_have_the_published_number_of_parameters(name, monkeypatch):
 
 def test_every_published_preset_is_here_and_minis_are_as_small_as_they_say():
     assert {n for n in models.presets() if not n.startswith("mini")} == set(PUBLISHED)
-    for name, size in {"mini-1m": 1e6, "mini-10m": 1e7, "mini-30m": 3e7, "mini-100m": 1e8}.items():
+    minis = {"mini-1m": 1e6, "mini-10m": 1e7, "mini-30m": 3e7, "mini-100m": 1e8, "mini-mixtral-3m": 3e6}
+    assert minis.keys() == {n for n in models.presets() if n.startswith("mini")}
+    for name, size in minis.items():
         cfg = dataclasses.replace(models.preset(name), vocab_size=4096)
         assert 0.5 < spec_lib.count(models.spec(cfg)) / size < 2, name
 
 
+def test_the_mini_mixtral_multiplies_as_many_parameters_a_token_as_the_mini_llama():
+    minis = [dataclasses.replace(models.preset(n), vocab_size=4096) for n in ("mini-mixtral-3m", "mini-1m")]
+    routers = 4 * 128 * 8
+    moe, dense = (spec_lib.count(models.spec(cfg), active=True) for cfg in minis)
+    assert moe - routers == dense
+
+
 @pytest.mark.parametrize(
     "cfg",
-    [LLAMA, dataclasses.replace(LLAMA, tie_embeddings=True), GPT2, dataclasses.replace(GPT2, bias=False)],
-    ids=["llama", "llama tied", "gpt2", "gpt2 without biases"],
+    [
+        LLAMA,
+        dataclasses.replace(LLAMA, tie_embeddings=True),
+        MIXTRAL,
+        GPT2,
+        dataclasses.replace(GPT2, bias=False),
+    ],
+    ids=["llama", "llama tied", "mixtral", "gpt2", "gpt2 without biases"],
 )
 def test_the_spec_has_the_oracle_s_shapes(cfg):
     expected = oracle(cfg).shapes(cfg)
@@ -79,6 +96,13 @@ def test_the_context_of_llama_3_2_is_extended_32_fold():
             r"'model.dim' \(10\) must be a multiple of 'model.n_heads' \(3\)",
         ),
         ({"family": "gpt2", "n_heads": 0}, "of at least 1"),
+        (
+            {"family": "mixtral", "experts_per_token": 9},
+            r"'model.experts_per_token' is 9; it must be between 1 and 'model.n_experts' \(8\)",
+        ),
+        ({"family": "mixtral", "experts_per_token": 0}, "between 1 and"),
+        ({"family": "mixtral", "n_heads": 6}, "must be a multiple of"),
+        ({"n_experts": 8}, "Unknown configuration key 'model.n_experts'"),
         ({"family": "lama"}, "no model family 'lama'. Did you mean 'llama'"),
         ({"family": 3}, "no model family 3"),
         ({"preset": "llama3-8B"}, "no preset 'llama3-8B'. Did you mean 'llama3-8b'"),
@@ -115,7 +139,7 @@ def test_more_tokens_than_learned_positions_are_refused():
         models.logits(random_weights(cfg), cfg, Batch(np.zeros((1, 9), np.int32)), Runtime())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2"])
 def test_initial_weights(name):
     """Matrices have the spec's standard deviation, the rest its constant; what writes
     into the residual stream is smaller by the square root of twice the depth."""

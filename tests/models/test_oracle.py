@@ -1,4 +1,4 @@
-"""Llama and GPT-2 equal the NumPy oracles, in logits, loss and every gradient."""
+"""Llama, Mixtral and GPT-2 equal the NumPy oracles, in logits, loss and every gradient."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import pytest
 
 from min_llm import models
 from min_llm.nn.runtime import Runtime
-from tests.toys import GPT2, LLAMA, QUICK, SCALED_8, SCALED_32, oracle, packed, random_weights, rows
+from tests.toys import GPT2, LLAMA, MIXTRAL, QUICK, SCALED_8, SCALED_32, oracle, packed, random_weights, rows
 
 UNROLLED = Runtime(logits_per_chunk=5 * LLAMA.vocab_size)  # the loss takes several chunks
 SCANNED = dataclasses.replace(UNROLLED, scan=True, attention="reference", remat="selective")
@@ -29,6 +29,12 @@ CASES = {
     ),
     "llama, MHA, scaling 32": (llama(n_kv_heads=4, rope_scaling=SCALED_32), BLOCKWISE, rows()),
     "llama, window, three layers": (llama(n_layers=3, window=3, norm_eps=0.1), UNROLLED, packed()),
+    "mixtral": (MIXTRAL, UNROLLED, packed()),
+    "mixtral, three of five, tied": (
+        dataclasses.replace(MIXTRAL, experts_per_token=3, tie_embeddings=True),
+        SCANNED,
+        rows(),
+    ),
     "gpt2": (GPT2, UNROLLED, packed()),
     "gpt2, no biases": (dataclasses.replace(GPT2, bias=False), SCANNED, rows()),
 }

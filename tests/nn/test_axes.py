@@ -9,7 +9,7 @@ from min_llm import models
 from min_llm.models import llama
 from min_llm.nn import axes
 from min_llm.spec import Param, leaves
-from tests.toys import GPT2, LLAMA
+from tests.toys import GPT2, LLAMA, MIXTRAL
 
 MESH = AbstractMesh((2, 2, 1, 2), ("dp", "fsdp", "pp", "tp"), axis_types=(AxisType.Explicit,) * 4)
 
@@ -43,7 +43,7 @@ def test_fewer_key_value_heads_than_tp_stay_whole():
 
 
 def test_every_axis_of_every_family_has_a_rule():
-    for cfg in (LLAMA, GPT2):
+    for cfg in (LLAMA, MIXTRAL, GPT2):
         for name, param in leaves(models.spec(cfg)):
             assert set(param.axes) <= {None, *axes.RULES}, name
 
@@ -55,3 +55,16 @@ def test_the_wide_dimensions_of_llama_are_split_both_ways():
         for name, param in leaves(spec):
             used = {a for a in axes.to_partition(param.axes, param.shape) if a}
             assert used == ({"fsdp", "tp"} if param.role != "norm" else set()), name
+
+
+def test_experts_are_split_over_ep_and_so_are_rows():
+    mesh = AbstractMesh((2, 2, 2), ("ep", "fsdp", "tp"), axis_types=(AxisType.Explicit,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
+        layer = axes.shardings(models.of(MIXTRAL).layer_spec(MIXTRAL))
+        assert layer.w_up == P("ep", "fsdp", "tp")
+        assert layer.w_down == P("ep", "tp", "fsdp")
+        assert layer.router == P("fsdp", None)
+        assert layer.wq == P("fsdp", "tp", None)
+        assert axes.to_partition(("batch", "residual", "features"), (4, 4, 4)) == P(
+            ("fsdp", "ep"), "tp", None
+        )

@@ -3,6 +3,7 @@
 python -m tests.parallel.mesh_case llama '[[{"fsdp": 2, "tp": 4}, {"attention": "xla"}]]'
 """
 
+import functools
 import json
 import sys
 
@@ -31,6 +32,7 @@ def make_batch():
     return Batch(*pack([[next(texts) for _ in row] for row in ROWS], SIZES["max_seq_len"]))
 
 
+@functools.cache
 def step(cfg, runtime):
     """jitted: loss and gradients."""
 
@@ -44,11 +46,11 @@ def difference(a, b):
     return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max())
 
 
-def compare(cfg, shape, runtime, batch, params, loss, grads):
-    """What a mesh of that shape changes."""
+def compare(cfg, shape, runtime, batch, params, loss, grads, change=lambda params: params):
+    """What a mesh of that shape changes. change: what was done to the initial parameters."""
     cfg_mesh = meshes.MeshConfig(**shape)
     with meshes.use(cfg_mesh) as mesh:
-        laid = models.init(cfg, 0)
+        laid = change(models.init(cfg, 0))
         placed = context.arrange(batch, cfg_mesh.cp)
         rows = jax.tree.map(lambda x: axes.shard(jnp.asarray(x), "batch", "seq"), placed)
         mesh_loss, mesh_grads = step(cfg, Runtime(**runtime))(laid, rows)

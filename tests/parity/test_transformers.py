@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from min_llm import models
-from min_llm.models import gpt2, llama
+from min_llm.models import gpt2, llama, mixtral
 from min_llm.nn.batch import Batch
 from min_llm.nn.rope import RopeScaling
 from min_llm.nn.runtime import Runtime
@@ -75,6 +75,12 @@ GPT2S = {
     },
 }
 CONFIGS = {f"llama {name}": llama.Config(**(BASE | changes)) for name, changes in LLAMAS.items()}
+CONFIGS |= {
+    "mixtral": mixtral.Config(**BASE, n_experts=5, experts_per_token=2),
+    "mixtral three of four, tied": mixtral.Config(
+        **BASE, n_experts=4, experts_per_token=3, tie_embeddings=True
+    ),
+}
 CONFIGS |= {f"gpt2 {name}": gpt2.Config(**(GPT2 | changes)) for name, changes in GPT2S.items()}
 
 
@@ -155,7 +161,7 @@ def assert_close(ours, theirs, what: str, tolerance: float = 1e-5) -> None:
     assert float(np.abs(ours - theirs).max()) <= tolerance * scale, what
 
 
-PACKED = ("llama gqa", "llama mqa", "llama scaling 8", "gpt2 biases", "gpt2 no biases")
+PACKED = ("llama gqa", "llama mqa", "llama scaling 8", "mixtral", "gpt2 biases", "gpt2 no biases")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from min_llm import models, platform
 from min_llm.config import UserError
 from min_llm.models import llama
 from min_llm.plan import hardware
-from min_llm.plan.arithmetic import capacity, crossover, decode, prefill, serving_capacity
-from min_llm.plan.flops import flops_per_token
+from min_llm.plan.arithmetic import capacity, crossover, decode, prefill, serving_capacity, weights_read
+from min_llm.plan.flops import flops_per_token, matmul_parameters
 from min_llm.plan.memory import kv_bytes_per_token
 from min_llm.spec import count
 
@@ -66,6 +66,19 @@ def test_decode_counts_weights_cache_and_products():
     assert floor.compute_seconds == floor.flops / 989.4e12
     assert floor.seconds == floor.memory_seconds
     assert floor.tokens_per_second == 8 / floor.seconds
+
+
+def test_a_batch_reads_the_experts_that_its_tokens_choose():
+    cfg = models.preset("mixtral-8x7b")
+    spec = models.spec(cfg)
+    embedding_and_norms = 32_000 * 4096 + (2 * 32 + 1) * 4096
+    assert weights_read(spec, 1) == matmul_parameters(spec) == 12_879_925_248 - embedding_and_norms
+    experts = 32 * 8 * 3 * 4096 * 14_336
+    assert weights_read(spec, 2) - weights_read(spec, 1) == experts * (1 / 4 - 1 / 4**2)  # 1 - (3/4)^2 = 7/16
+    assert weights_read(spec, 10**4) == pytest.approx(count(spec) - embedding_and_norms)
+    assert decode(cfg, H100, 4, 10).bytes_read == 2 * weights_read(spec, 4) + 4 * 10 * 131_072
+    assert prefill(cfg, H100, 1, 4096).flops == 4096 * flops_per_token(cfg, 4096).forward_causal
+    assert weights_read(models.spec(EIGHT), 7) == 7_504_658_432
 
 
 def test_prefill_is_the_causal_forward_pass():

@@ -20,6 +20,8 @@ PARAMETERS = {
     "llama3-405b": 405_853_388_800,
     "llama3.2-1b": 1_235_814_400,
     "llama3.2-3b": 3_212_749_824,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
@@ -42,6 +44,24 @@ def test_matmul_parameters_leave_out_lookups_norms_and_biases():
     assert matmul_parameters(one) == PARAMETERS["llama3.2-1b"] - count(one, "norm")
     gpt = models.spec(models.preset("gpt2"))
     assert matmul_parameters(gpt) == PARAMETERS["gpt2"] - count(gpt, "norm", "bias") - 1024 * 768
+
+
+@pytest.mark.parametrize(
+    ("name", "active"), [("mixtral-8x7b", 12_879_925_248), ("mixtral-8x22b", 39_152_031_744)]
+)
+def test_a_token_pays_for_its_two_experts_of_eight(name, active):
+    """46.7B and 12.9B (the paper's 47B and 13B), 141B and 39B."""
+    cfg = models.preset(name)
+    spec, d = models.spec(cfg), cfg.dim
+    assert count(spec, active=True) == active
+    attention = 2 * d * cfg.head_dim * (cfg.n_heads + cfg.n_kv_heads)
+    layer = attention + d * 8 + 2 * 3 * d * cfg.hidden_dim  # the router multiplies every token
+    n = cfg.n_layers * layer + d * cfg.vocab_size
+    assert matmul_parameters(spec) == n
+    flops = flops_per_token(cfg, 4096)
+    width = cfg.n_layers * cfg.n_heads * cfg.head_dim
+    assert flops.training == 6 * n + 12 * width * 4096
+    assert flops.training_lingua == 6 * (active - d * cfg.vocab_size) + 7 * width * 4096
 
 
 def test_conventions_of_other_projects():

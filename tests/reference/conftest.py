@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from min_llm.reference import batch, gpt2, llama
+from min_llm.reference import batch, gpt2, llama, mixtral
 from min_llm.reference.params import random_params
 
 SCALING = SimpleNamespace(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
@@ -24,6 +24,7 @@ LLAMA = {
     "tie_embeddings": False,
     "window": None,
 }
+MIXTRAL = {**LLAMA, "n_experts": 4, "experts_per_token": 2}
 GPT2 = {
     "n_layers": 2,
     "dim": 12,
@@ -46,6 +47,11 @@ def make(module, defaults, **changes):
 def make_llama():
     """cfg, params of a small Llama with random weights; keyword arguments change the configuration."""
     return lambda **changes: make(llama, LLAMA, **changes)
+
+
+@pytest.fixture
+def make_mixtral():
+    return lambda **changes: make(mixtral, MIXTRAL, **changes)
 
 
 @pytest.fixture

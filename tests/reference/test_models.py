@@ -1,4 +1,4 @@
-"""Llama and GPT-2: gradients, packed documents, grouped queries, tied heads, parameter layouts."""
+"""Llama, Mixtral and GPT-2: gradients, packed documents, grouped queries, tied heads, parameter layouts."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from min_llm.reference import gpt2, llama
+from min_llm.reference import gpt2, llama, mixtral
 from min_llm.reference.batch import pack
 from min_llm.reference.params import fields, leaves, random_params, restack, tree_map, unstack
 
@@ -18,17 +18,20 @@ CASES = {
     "llama tied": (llama, {"tie_embeddings": True}),
     "llama scaled rope": (llama, {"rope_scaling": "scaling"}),
     "llama window": (llama, {"window": 3}),
+    "mixtral": (mixtral, {}),
+    "mixtral tied, three of four": (mixtral, {"experts_per_token": 3, "tie_embeddings": True}),
     "gpt2": (gpt2, {}),
     "gpt2 without biases": (gpt2, {"bias": False}),
 }
 
 
 @pytest.fixture(params=CASES)
-def model(request, make_llama, make_gpt2, scaling):
+def model(request, make_llama, make_mixtral, make_gpt2, scaling):
     """module, cfg, params"""
     module, changes = CASES[request.param]
     changes = {name: scaling if value == "scaling" else value for name, value in changes.items()}
-    return module, *(make_llama if module is llama else make_gpt2)(**changes)
+    make = {llama: make_llama, mixtral: make_mixtral, gpt2: make_gpt2}[module]
+    return module, *make(**changes)
 
 
 def test_gradients_equal_central_differences(model, packed):
@@ -106,6 +109,28 @@ def test_padding_changes_nothing(model, documents):
     assert padded_loss == pytest.approx(loss, abs=1e-14)
     for g, padded in zip(leaves(grads), leaves(padded_grads), strict=True):
         np.testing.assert_allclose(padded, g, atol=1e-14)
+
+
+def test_equal_experts_are_one_mlp(make_llama, make_mixtral, packed):
+    """The shares of the chosen add up to 1, so the router does not matter where all experts are the same."""
+    (_, params), (cfg, moe) = make_llama(), make_mixtral()
+    layers = [
+        {**layer, "router": some["router"]}
+        | {name: np.stack([layer[name]] * cfg.n_experts) for name in ("w_gate", "w_up", "w_down")}
+        for layer, some in zip(params["layers"], moe["layers"], strict=True)
+    ]
+    np.testing.assert_allclose(
+        mixtral.logits({**params, "layers": layers}, cfg, packed),
+        llama.logits(params, cfg, packed),
+        atol=1e-12,
+    )
+
+
+def test_a_token_uses_its_two_experts_alone():
+    scores = np.array([[0.1, 3.0, -1.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    share = mixtral.route(scores, 2)
+    e = np.exp(-1.0)
+    np.testing.assert_allclose(share, [[0, 1 / (1 + e), 0, e / (1 + e)], [0.5, 0.5, 0, 0]])
 
 
 def test_grouped_queries_equal_all_heads_with_tiled_weights(make_llama, packed):
