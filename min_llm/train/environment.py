@@ -14,6 +14,7 @@ from typing import Any
 from min_llm import platform
 from min_llm.kernels import cpu
 from min_llm.nn.runtime import Runtime
+from min_llm.parallel import processes
 from min_llm.plan.flops import Flops
 from min_llm.reporting import reporter
 from min_llm.train.config import RunConfig
@@ -28,6 +29,7 @@ def describe() -> dict[str, Any]:
     return {
         "device": platform.device_kind(),
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "platform": jax.default_backend(),
         "cpu": platform.cpu_name(),
         "cores": os.cpu_count(),
@@ -94,6 +96,8 @@ def record_start(folder: Path, cfg: RunConfig, runtime: Runtime, flops: Flops, p
         "peak_flops_measured": peak,
         **facts,
     }
+    if not processes.primary():
+        return
     path = folder / "environment.json"
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
