@@ -68,8 +68,11 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with "+" where it was changed; None outside a checkout."""
+    """The commit of the source tree, with "+" where it was changed; None outside a checkout. A snapshot of the code
+    (`parallel.launch.snapshot`) has it written down."""
     root = Path(__file__).resolve().parents[2]
+    if (root / "COMMIT").is_file():
+        return (root / "COMMIT").read_text(encoding="utf-8").strip()
     if not (root / ".git").exists():
         return None
     try:
