@@ -95,22 +95,38 @@ SEEN = {
 }
 SHAKESPEARE = dict(n_layers=6, dim=384, n_heads=6, n_kv_heads=6, hidden_dim=1024, vocab_size=8192, max_seq_len=1024)
 GPT_SMALL = dict(family="gpt2", n_layers=6, dim=192, n_heads=6, vocab_size=4096)
-UNSEEN = {
-    "new-fsdp": Case({"fsdp": 8}, SHAKESPEARE, BLOCKS),
-    "new-fsdp-tp-selective": Case({"fsdp": 4, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "selective"}, 8, 512),
-    "new-dp-fsdp-tp-full-micro": Case(
+SEEN |= {
+    "small-fsdp": Case({"fsdp": 8}, SHAKESPEARE, BLOCKS),
+    "small-fsdp-tp-selective": Case({"fsdp": 4, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "selective"}, 8, 512),
+    "small-dp-fsdp-tp-full-micro": Case(
         {"dp": 2, "fsdp": 2, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "full"}, 32, 256, micro_batches=2
     ),
-    "new-pp-fsdp-tp": Case({"pp": 2, "fsdp": 2, "tp": 2}, SHAKESPEARE, BLOCKS | {"pipeline_parts": 4}),
-    "new-fsdp-cp": Case({"fsdp": 4, "cp": 2}, SHAKESPEARE, SCAN),
-    "new-gpt2-dp": Case({"dp": 8}, GPT_SMALL, SCAN, 32),
-    "new-dp-tp-unrolled": Case({"dp": 4, "tp": 2}, SHAKESPEARE, {"attention": "blockwise"}),
-    "new-fsdp-keep": Case({"fsdp": 8}, SHAKESPEARE, BLOCKS | {"keep_gathered": True}, 8, 512),
-    "new-pp-dp-gpt2-full": Case({"pp": 2, "dp": 4}, GPT_SMALL, BLOCKS | {"remat": "full", "pipeline_parts": 2}, 32),
-    "new-cp-full": Case({"cp": 8}, SHAKESPEARE, BLOCKS | {"remat": "full"}, 2, 1024),
-    "new-dp-cp-tp-selective-micro": Case(
+    "small-pp-fsdp-tp": Case({"pp": 2, "fsdp": 2, "tp": 2}, SHAKESPEARE, BLOCKS | {"pipeline_parts": 4}),
+    "small-fsdp-cp": Case({"fsdp": 4, "cp": 2}, SHAKESPEARE, SCAN),
+    "small-gpt2-dp": Case({"dp": 8}, GPT_SMALL, SCAN, 32),
+    "small-dp-tp-unrolled": Case({"dp": 4, "tp": 2}, SHAKESPEARE, {"attention": "blockwise"}),
+    "small-fsdp-keep": Case({"fsdp": 8}, SHAKESPEARE, BLOCKS | {"keep_gathered": True}, 8, 512),
+    "small-pp-dp-gpt2-full": Case({"pp": 2, "dp": 4}, GPT_SMALL, BLOCKS | {"remat": "full", "pipeline_parts": 2}, 32),
+    "small-cp-full": Case({"cp": 8}, SHAKESPEARE, BLOCKS | {"remat": "full"}, 2, 1024),
+    "small-dp-cp-tp-selective-micro": Case(
         {"dp": 2, "cp": 2, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "selective"}, 8, 512, micro_batches=2
     ),
+}
+MEDIUM = dict(n_layers=4, dim=256, n_heads=8, n_kv_heads=4, hidden_dim=704, vocab_size=3072, max_seq_len=1024)
+GPT_WIDE = dict(family="gpt2", n_layers=3, dim=384, n_heads=6, vocab_size=2048)
+UNSEEN = {
+    "unseen-fsdp-full": Case({"fsdp": 8}, MEDIUM, BLOCKS | {"remat": "full"}, 32, 512),
+    "unseen-fsdp-tp": Case({"fsdp": 2, "tp": 4}, MEDIUM, BLOCKS, 8, 512),
+    "unseen-dp-cp-selective": Case({"dp": 4, "cp": 2}, MEDIUM, BLOCKS | {"remat": "selective"}),
+    "unseen-fsdp-micro": Case({"fsdp": 8}, MEDIUM, BLOCKS, 32, 256, micro_batches=2),
+    "unseen-dp-unrolled-selective": Case({"dp": 8}, MEDIUM, {"attention": "blockwise", "remat": "selective"}),
+    "unseen-cp-tp-full": Case({"cp": 4, "tp": 2}, MEDIUM, BLOCKS | {"remat": "full"}, 4, 1024),
+    "unseen-gpt2-fsdp-tp": Case({"fsdp": 4, "tp": 2}, GPT_WIDE, BLOCKS | {"remat": "selective"}),
+    "unseen-dp-fsdp-keep": Case({"dp": 2, "fsdp": 4}, MEDIUM, BLOCKS | {"keep_gathered": True}, 8, 512),
+    "unseen-pp-dp": Case({"pp": 2, "dp": 4}, MEDIUM, BLOCKS | {"pipeline_parts": 4}, 32),
+    "unseen-pp-fsdp-full": Case({"pp": 2, "fsdp": 4}, GPT_WIDE | {"n_layers": 4}, BLOCKS | {"remat": "full", "pipeline_parts": 2}),
+    "unseen-cp-fsdp": Case({"cp": 2, "fsdp": 4}, MEDIUM, SCAN, 8, 1024),
+    "unseen-dp-fsdp-tp": Case({"dp": 2, "fsdp": 2, "tp": 2}, MEDIUM, BLOCKS, 32),
 }
 CASES = SEEN | UNSEEN
 

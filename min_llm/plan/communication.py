@@ -102,7 +102,7 @@ def _tensor(job: Job) -> Iterator[Transfer]:
     blocks = sum(p.role == "matrix" and p.axes[-1] == "embed" for p in job.layer)
     remat = job.runtime.remat
     # a pipeline keeps its pieces and gathers them once more, unless the products are kept anyway
-    again = {"none": 0, "selective": 1}.get(remat, 1) + (job.mesh.pp > 1 and remat != "selective")
+    again = (remat != "none") + (job.mesh.pp > 1 and remat != "selective")
     yield _transfer(job, "activations", "gather", "tp", stream, blocks * (2 + again) * runs)
     # full rematerialisation makes the first block's result again; the last one is not needed
     yield _transfer(job, "activations", "scatter", "tp", stream, (2 * blocks - 1 if remat == "full" else blocks) * runs)
@@ -144,17 +144,29 @@ def _ends(job: Job) -> Iterator[Transfer]:
     ends = [p for name, p in leaves(job.spec) if not name.startswith("layers.")]
     tables = [p for p in ends if p.role == "embedding" and p.axes[0] == "vocab"]
     heads = [p for p in ends if p.role == "head"] or tables
-    for p in tables:  # looked up in float32; XLA gathers the vocabulary too, and sums the gradient whole
+    for p in tables:
+        stream = tokens * cfg.dim * F32
         yield Transfer("embedding table", "gather", "fsdp", mesh.fsdp, job.local(p, "fsdp") * F32, 1)
-        yield Transfer("embedding table", "gather", "tp", mesh.tp, p.size * F32, 1)
-        for axis in ("dp", "fsdp", "ep", "cp", "tp"):
-            yield _transfer(job, "gradient of the embedding table", "sum", axis, p.size * F32, 1)
+        if gathers_table(job, p):
+            yield Transfer("embedding table", "gather", "tp", mesh.tp, p.size * F32, 1)
+        else:  # each device looks up the tokens that it has
+            yield _transfer(job, "rows of the embedding table", "sum", "tp", stream, 1)
+            yield _transfer(job, "rows of the embedding table", "shift", "tp", stream / mesh.tp, 1)
+        whole = p.size if gathers_table(job, p) else job.local(p, "fsdp")
+        for axis in ("dp", "fsdp", "ep", "cp", *(("tp",) if gathers_table(job, p) else ())):
+            yield _transfer(job, "gradient of the embedding table", "sum", axis, whole * F32, 1)
     for p in heads:
         yield Transfer("head", "gather", "fsdp", mesh.fsdp, job.local(p, "fsdp") * size, 1)
         yield from _gradients(job, "gradient of the head", [p], 1)
     yield _transfer(job, "activations at the head", "gather", "tp", tokens * cfg.dim * size, 1)
     yield _transfer(job, "gradients at the head", "sum", "tp", tokens * cfg.dim * size, 1)
     yield _transfer(job, "largest logit, sum and target's logit", "sum", "tp", 3 * tokens * F32, 1)
+
+
+def gathers_table(job: Job, table: Param) -> bool:
+    """Whether XLA gathers the embedding table over tp, as it does where that is small beside the rows of the tokens: 4 times
+    as large it was gathered, 8 times as large it was not."""
+    return table.size <= 4 * job.part_tokens * job.parts * table.shape[-1]
 
 
 def by_axis(made: list[Transfer]) -> dict[str, float]:

@@ -1,25 +1,24 @@
 """Bytes on one device at the peak of a training step on a mesh.
 
 What `memory` counts on one device, cut by the axes that cut it, and what a mesh adds. Per token and layer, with D the model
-dimension, h·K, g·K and F the device's share of queries, keys and hidden units, c the bytes of the compute dtype, a
-layer keeps for its backward pass
+dimension and h·K, g·K and F the device's share of the widths of queries, keys and hidden units, a layer keeps for its
+backward pass, in the compute dtype,
 
-    4·D / 2 + …      inputs of the two norms, in pieces over tp, and their outputs, whole:  (2·D / tp + 2·D) · c
-    3·h·K + 2·g·K    queries, attention's result twice, and keys and values of the whole sequence (cp gathers them)
-    3·F              gate, up and their product
+    2·D / tp + 2·D      inputs of the two norms, in pieces over tp, and their outputs, whole
+    3·h·K + 2·g·K·cp    queries, attention's result twice, and keys and values of the whole sequence
+    3·F                 gate, up and their product
 
-On top, at one of three moments, whichever is largest:
+On top comes the largest of three moments:
 
-    attention   its backward pass holds six blocks of scores (blockwise) or the probabilities three times (XLA's), the layer's
+    attention   its backward pass: six blocks of scores (blockwise) or the probabilities three times (XLA's), the layer's
                 own pieces, and float32 gradients of the layer's feed-forward matrices, whole over fsdp until they are reduced
     mlp         hidden units of the layer and their gradients, its matrices gathered and their gradients
     loss        logits, which a mesh does not cut in chunks, and their gradient, float32
 
-and all the time the gradients that are summed up (twice: XLA keeps the zeros they start from), those of the head and of the
-embedding table, whole. Unrolled layers let XLA gather all parameters at the beginning and reduce all gradients at the
-end. A pipeline keeps the weights of a stage once for every turn. How many of each was read from XLA's own
-list of live buffers (CPU, jaxlib 0.12); bench/plan.py compares the total with `memory_analysis` on meshes that were not
-looked at.
+and all the time the gradients that are summed up, and those of the head and of the embedding table, whole. Unrolled layers
+let XLA gather all parameters at the beginning and reduce all gradients at the end. A pipeline keeps the weights of a
+stage once for every turn. How many there are of each was read from XLA's lists of live buffers (CPU, jaxlib 0.12);
+bench/plan.py compares the total with `memory_analysis`, on meshes that were looked at meanwhile and on others.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ import dataclasses
 from typing import Any
 
 from min_llm.plan import memory
+from min_llm.plan.communication import gathers_table
 from min_llm.plan.job import Job
 from min_llm.plan.memory import BYTES, TrainingMemory
-from min_llm.spec import Param, count, leaves
+from min_llm.spec import Param, leaves
 
 F32 = 4
 SCORES = {"blockwise": 6, "xla": 3, "reference": 3}  # copies of scores alive in the backward pass; others keep none
@@ -59,7 +59,7 @@ def training(job: Job) -> TrainingMemory:
     turns = job.ticks * stack / job.rounds + (2 * job.ticks + job.parts) * piece if job.mesh.pp > 1 else 0.0
     one_stage = 2 * stack / job.rounds if job.mesh.pp > 1 else 0.0  # its gradients: of a turn, and their sum
     tokens = job.part_tokens * job.parts
-    logits = F32 * tokens * job.model.vocab_size / job.mesh.tp * (3 if job.mesh.pp > 1 else 2)
+    logits = F32 * tokens * job.model.vocab_size / job.mesh.tp * 2
     summed = 2 * parameters if cut_in_parts else stack if scan else 0.0
     gradients, activations = summed + ends, activations + turns
     workspace = max(layer.attention + one_stage, layer.mlp + one_stage, logits)
@@ -137,4 +137,5 @@ def _ends(job: Job) -> float:
     ends = [p for name, p in leaves(job.spec) if not name.startswith("layers.")]
     tables = [p for p in ends if p.role == "embedding" and p.axes[0] == "vocab"]
     heads = [p for p in ends if p.role == "head"] or tables
-    return F32 * (count(tables) + sum(job.local(p, "fsdp") for p in heads))
+    looked_up = sum(p.size if gathers_table(job, p) else job.local(p, "fsdp") for p in tables)
+    return F32 * (looked_up + sum(job.local(p, "fsdp") for p in heads))
