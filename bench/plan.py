@@ -167,8 +167,8 @@ def rows_of(name: str, case: Case) -> list[results.Row]:
     about = f"{meshes.words(planned.mesh)}; {case.rows} x {case.seq_len} tokens"
     facts = {"about": about, "remat": planned.runtime.remat, "seen": name in SEEN}
 
-    def row(metric: str, unit: str, ours: float, xla: float) -> results.Row:
-        return results.row(name, metric, unit, "float32", ours, xla=xla, of_xla=ours / xla, **facts)
+    def row(metric: str, unit: str, ours: float, found: float) -> results.Row:
+        return results.row(name, metric, unit, "float32", ours, xla=found, of_xla=ours / found, **facts)
 
     need = mesh_memory.training(planned)
     made = [row("memory", "MiB", (need.total - need.optimizer) / 2**20, held(program) / 2**20)]

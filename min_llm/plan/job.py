@@ -25,14 +25,14 @@ class Job:
     mesh: MeshConfig = MeshConfig()
     micro_batches: int = 1
 
-    @functools.cached_property
+    @property
     def spec(self) -> Any:
-        return models.spec(self.model)
+        return _spec(self.model)
 
-    @functools.cached_property
+    @property
     def layer(self) -> list[Param]:
         """The parameters of one layer, not stacked."""
-        return [p for _, p in leaves(models.of(self.model).layer_spec(self.model))]
+        return _layer(self.model)
 
     @property
     def n_layers(self) -> int:
@@ -80,6 +80,16 @@ class Job:
     def local(self, p: Param, *gathered: str) -> float:
         """Values of a parameter on one device, whole over the mesh axes named `gathered`."""
         return p.size / pieces(p, self.mesh, gathered)
+
+
+@functools.lru_cache(maxsize=8)
+def _spec(model: models.ModelConfig) -> Any:
+    return models.spec(model)
+
+
+@functools.lru_cache(maxsize=8)
+def _layer(model: models.ModelConfig) -> list[Param]:
+    return [p for _, p in leaves(models.of(model).layer_spec(model))]
 
 
 def pieces(p: Param, mesh: MeshConfig, gathered: tuple[str, ...] = ()) -> int:
