@@ -162,14 +162,14 @@ def check(cfg: MeshConfig, model: Any, spec: Any, batch: int, seq_len: int) -> N
             rule = axes.RULES[axis] if axis is not None and axis != "kv_heads" else None
             for mesh_axis in (rule,) if isinstance(rule, str) else rule or ():
                 if size % shape[mesh_axis]:
+                    hint = (
+                        " Set model.vocab_size to a multiple; the rest stays unused."
+                        if axis == "vocab"
+                        else ""
+                    )
                     raise UserError(
-                        f"{name} has {size} {AXIS_WORDS.get(axis, axis)}, which parallel.mesh.{mesh_axis} = "
-                        f"{shape[mesh_axis]} does not divide."
-                        + (
-                            " Set model.vocab_size to a multiple; the rest stays unused."
-                            if axis == "vocab"
-                            else ""
-                        )
+                        f"{name} has {size} {AXIS_WORDS.get(str(axis), axis)}, which parallel.mesh.{mesh_axis} = "
+                        f"{shape[mesh_axis]} does not divide.{hint}"
                     )
     if batch % cfg.rows:
         raise UserError(
