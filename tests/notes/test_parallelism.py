@@ -15,6 +15,7 @@ from min_llm.nn import ring
 from min_llm.parallel.mesh import MeshConfig
 from notes.figures import drawing, pipelines, placements
 from notes.figures import parallelism as figures
+from tests.parallel.test_mesh import LLAMA
 
 TEXT = figures.CHAPTER.read_text()
 PROSE = re.sub(r"<!-- table .*?<!-- end -->|```.*?```", "", TEXT, flags=re.DOTALL)
@@ -182,6 +183,10 @@ def test_the_papers_meshes():
         == 16 * figures.LONG.rows * figures.LONG_PLACES
         == 2**24
     )
+
+
+def test_the_meshes_that_the_chapter_counts():
+    assert len(LLAMA) == 9 and "on nine meshes" in FLAT
 
 
 # Pipelines ----------------------------------------------------------------------------------------------------
