@@ -11,6 +11,7 @@ import typer
 from min_llm.cli import data, models, tokenizer
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
+from min_llm.cli.launch import launch
 from min_llm.cli.report import probe_app, report
 from min_llm.cli.sample import sample
 from min_llm.cli.train import train
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(add_help_option=False)(train)
+app.command()(launch)
 app.command()(sample)
 app.command()(report)
 app.add_typer(probe_app, name="probe")

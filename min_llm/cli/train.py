@@ -62,6 +62,7 @@ def train(
     """Train a model, or resume its run."""
     from min_llm import config as config_lib
     from min_llm import platform
+    from min_llm.parallel import processes
     from min_llm.reporting import reporter
     from min_llm.train.config import RunConfig
 
@@ -74,10 +75,11 @@ def train(
     overrides = [s for s in given if "=" in s]
     cfg = config_lib.load(RunConfig, paths[0] if paths else None, overrides)
     platform.run_in_turn()
-    platform.use_compilation_cache()
-    finished, folder = run(cfg)
-    if not finished:
-        sys.exit(143)  # 128 + SIGTERM: a scheduler sees that the job has more to do
+    with processes.joined():
+        platform.use_compilation_cache()
+        finished, folder = run(cfg)
+        if not finished:
+            sys.exit(143)  # 128 + SIGTERM: a scheduler sees that the job has more to do
     reporter().info(f"Done. Report: {folder / 'report.html'}   Sample: min-llm sample {folder} --prompt TEXT")
 
 
@@ -93,6 +95,7 @@ def run_on(mesh: Mesh | None, cfg: RunConfig) -> tuple[bool, Path]:
     """`run` on the mesh in use, None on one device."""
     from min_llm.evals.baselines import baselines
     from min_llm.kernels import cpu
+    from min_llm.parallel import processes
     from min_llm.platform import write_atomic
     from min_llm.reporting import reporter
     from min_llm.train.loop import Hook
@@ -112,25 +115,28 @@ def run_on(mesh: Mesh | None, cfg: RunConfig) -> tuple[bool, Path]:
         reporter().log_to(opened.folder / "log.txt"),
     ):
         folder = opened.folder
-        data.tokenizer.save(folder / "tokenizer.json")
-        write_atomic(
-            folder / "data.json", json.dumps({"lines": data.describe()}, indent=1, ensure_ascii=False)
-        )
+        if processes.primary():
+            data.tokenizer.save(folder / "tokenizer.json")
+            write_atomic(
+                folder / "data.json", json.dumps({"lines": data.describe()}, indent=1, ensure_ascii=False)
+            )
         reporter().info(describe(cfg, task))
 
         def report(_: int, __: Any) -> None:
-            write_report(folder, running=True)
+            if processes.primary():
+                write_report(folder, running=True)
 
         hooks = [sampling_hook(folder, cfg, task, data), Hook("report", cfg.train.eval_every, report)]
         if (final := task.final) is not None:
             hooks.insert(0, Hook("final", 0, lambda _, params: final(params)))
         try:
             outcome = train_loop(opened, task, hooks)
-            if outcome.finished and cfg.log.baselines:
+            if outcome.finished and cfg.log.baselines and processes.primary():
                 reporter().info("Bits per byte of xz -9 and a 5-gram on the same text, to compare with")
                 write_atomic(folder / "baselines.json", json.dumps(baselines(data), indent=1))
         finally:
-            write_report(folder, running=False)
+            if processes.primary():
+                write_report(folder, running=False)
     return outcome.finished, folder
 
 
@@ -162,6 +168,7 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
     """Continue the prompts and append what comes to samples.md."""
     from min_llm.infer.sample import Sampling, check, generate
     from min_llm.infer.text import prompt_tokens
+    from min_llm.parallel import processes
     from min_llm.parallel.mesh import alone
     from min_llm.reporting import reporter
     from min_llm.train.loop import Hook
@@ -172,6 +179,8 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
 
     def call(step: int, params: Any) -> None:
         with alone(params) as whole:
+            if not processes.primary():
+                return
             out = generate(
                 whole, cfg.model, task.runtime, prompts, s.max_tokens, sampling, step, tokenizer.eos
             )

@@ -105,12 +105,21 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def split_rows(x: jax.Array, parts: int) -> jax.Array:
-    """[B, S] -> [parts, B / parts, S]: on a mesh every device has its share of every part."""
-    if not on_mesh():
-        return x.reshape(parts, -1, *x.shape[1:])
-    rows, *rest = partition(x)
-    cut = x.reshape(-1, parts, *x.shape[1:], out_sharding=P(rows, None, *rest))
-    return cut.swapaxes(0, 1)
+    """[B, …] -> [parts, B / parts, …]: on a mesh every device has its share of every part."""
+    return _split(x, parts, 0) if on_mesh() else x.reshape(parts, -1, *x.shape[1:])
+
+
+def split_places(x: jax.Array, parts: int) -> jax.Array:
+    """[B, S, …] -> [parts, B, S / parts, …], likewise."""
+    return _split(x, parts, 1)
+
+
+def _split(x: jax.Array, parts: int, axis: int) -> jax.Array:
+    """The outer of the two dimensions that an axis is cut into stays on the axis's devices."""
+    before, cut, after = x.shape[:axis], x.shape[axis] // parts, x.shape[axis + 1 :]
+    spec = partition(x)
+    spec = P(*spec[: axis + 1], None, *spec[axis + 1 :])
+    return jnp.moveaxis(x.reshape(*before, cut, parts, *after, out_sharding=spec), axis + 1, 0)
 
 
 def join_rows(x: jax.Array) -> jax.Array:

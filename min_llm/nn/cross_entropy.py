@@ -9,6 +9,7 @@ only scales them.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,38 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Σ weights · −log softmax(hidden · head)[target], in nats, float32 (weights None: all 1)."""
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
-    if axes.on_mesh():  # vocabulary- and sequence-sharded: XLA splits it, no chunks
-        return (weights * nll(hidden, head, targets)).sum()
+    if axes.on_mesh():
+        return _on_mesh(hidden, head, targets, weights, logits_per_chunk)
     n = targets.size
     rows = max(1, min(n, logits_per_chunk // head.shape[1]))
     chunks = -(-n // rows)
     rows = -(-n // chunks)  # equal chunks
     d = hidden.shape[-1]
     return _chunked(hidden.reshape(n, d), head, targets.reshape(n), weights.reshape(n), rows)
+
+
+def _on_mesh(hidden: Array, head: Array, targets: Array, weights: Array, logits_per_chunk: int) -> Array:
+    """The vocabulary is cut over tp, places over cp; every device holds at most about `logits_per_chunk` logits at
+    once, and computes them again in the backward pass."""
+    sizes = axes.sizes()
+    local = (
+        targets.size * head.shape[1] // math.prod(sizes.get(a, 1) for a in ("dp", "fsdp", "ep", "cp", "tp"))
+    )
+    places = targets.shape[1] // sizes.get("cp", 1)
+    parts = next(
+        n for n in range(1, places + 1) if (places % n == 0 and local <= n * logits_per_chunk) or n == places
+    )
+    if parts == 1:
+        return (weights * nll(hidden, head, targets)).sum()
+
+    @jax.checkpoint
+    def part(total: Array, xs: tuple) -> tuple[Array, None]:
+        h, t, w = xs
+        return total + (w * nll(h, head, t)).sum(), None
+
+    hidden = axes.shard(hidden, "batch", "seq", "features")
+    xs = tuple(axes.split_places(x, parts) for x in (hidden, targets, weights))
+    return jax.lax.scan(part, jnp.float32(0), xs)[0]
 
 
 def nll(

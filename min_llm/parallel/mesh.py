@@ -21,6 +21,7 @@ from min_llm.config import UserError, option
 from min_llm.nn import axes, context
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Context, Runtime
+from min_llm.parallel import processes
 from min_llm.spec import leaves
 
 AXIS_WORDS = {"embed": "dimensions", "hidden": "hidden units", "vocab": "tokens"}
@@ -79,7 +80,7 @@ class ParallelConfig:
 @contextlib.contextmanager
 def use(cfg: MeshConfig) -> Iterator[jax.sharding.Mesh | None]:
     """Run the body on the mesh of a configuration; on one device nothing changes."""
-    if cfg.size == 1:
+    if cfg.size == 1 and processes.count() == 1:
         yield None
         return
     mesh = make(cfg)

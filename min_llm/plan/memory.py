@@ -56,10 +56,12 @@ class TrainingMemory:
     activations: float  # kept for the backward pass by all layers
     workspace: float  # alive beside them at the peak: one layer's backward pass, or the loss
     logits: float  # of one chunk of the loss; part of the workspace where the loss is the peak
+    gathered: float = 0.0  # parameters whole over fsdp, beyond those of the layer that runs (plan.mesh_memory)
 
     @property
     def total(self) -> float:
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
+        held = self.parameters + self.gradients + self.optimizer + self.gathered
+        return held + self.activations + self.workspace
 
 
 def training(
@@ -115,13 +117,13 @@ def layer_bytes(cfg: models.ModelConfig, seq_len: int, runtime: Runtime) -> floa
         return d * size
     if runtime.remat == "selective":
         return (2 * d + hk + 2 * gk + (k * (d + ups * f) if k else ups * f)) * size
-    copies, keys = _attention(seq_len, runtime.attention, getattr(cfg, "window", None))
+    copies, keys = attention_values(seq_len, runtime.attention, getattr(cfg, "window", None))
     probabilities = c.n_heads * keys * (BYTES["float32"] if runtime.attention == "reference" else size)
     feed_forward = k * (2 * d + 3 * f) if k else (6 if ups == 2 else 5) * f
     return 4 * d * BYTES["float32"] + (2 * d + 3 * hk + copies * gk + feed_forward) * size + probabilities
 
 
-def _attention(seq_len: int, attention: str, window: int | None) -> tuple[float, float]:
+def attention_values(seq_len: int, attention: str, window: int | None) -> tuple[float, float]:
     """(key and value copies a token, probabilities a query and head) that an implementation keeps."""
     if attention in ("blockwise", "amx", "cudnn"):
         return 2.0, 0.0

@@ -146,7 +146,27 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
+class Silent(Reporter):
+    """Says nothing: for a process that repeats what another one reports."""
+
+    def _log(self, line: str) -> None:
+        pass
+
+    def _show(self, line: str, style: str) -> None:
+        pass
+
+    @contextmanager
+    def log_to(self, path: Path) -> Iterator[None]:
+        yield
+
+
 _reporter: Reporter | None = None
+
+
+def silence() -> None:
+    """From now on the process's reporter says nothing."""
+    global _reporter
+    _reporter = Silent()
 
 
 def _can_draw() -> bool:

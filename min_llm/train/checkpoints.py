@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from min_llm.config import UserError
+from min_llm.parallel import processes
 from min_llm.spec import leaves
 
 FORMAT, VERSION = "min_llm.checkpoint", 1
@@ -54,12 +55,17 @@ class Checkpoints:
         """Write the checkpoint of `step` in the background; an earlier one is waited for, its error raised here.
 
         The state is copied on the device first, because the training loop donates the original to its next step;
-        meta is written down at once.
+        meta is written down at once. Several processes write their own parts of the arrays and wait for each other:
+        what they do with devices must come in the same order in all of them, so nothing is left to a thread.
         """
         self.wait()
         text = json.dumps(
             {"format": FORMAT, "version": VERSION, **meta}
         )  # now: the loop goes on changing its lists
+        if processes.count() > 1:
+            self._write(step, state, text)
+            self.wait()
+            return
         snapshot = jax.tree.map(jnp.copy, state)
         jax.block_until_ready(snapshot)
         self._thread = threading.Thread(
@@ -77,20 +83,17 @@ class Checkpoints:
             raise error
 
     def _write(self, step: int, state: Any, meta: str) -> None:
-        temporary = self.folder / f".{step}.saving"
+        temporary, primary = self.folder / f".{step}.saving", processes.primary()
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            if primary:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            processes.barrier()
             _save_arrays(temporary / "arrays", state)
-            (temporary / "meta.json").write_text(meta)
-            (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary), indent=0))
-            _sync(temporary)
-            final = self.folder / str(step)
-            if final.exists():  # the same step saved twice holds the same state
-                self._delete(step)
-            os.replace(temporary, final)
-            _sync_folder(self.folder)
-            self._retire()
+            processes.barrier()
+            if primary:
+                self._complete(step, temporary, meta)
+            processes.barrier()
         except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
             last = self.latest()
@@ -100,6 +103,18 @@ class Checkpoints:
                 + "Make room or give another folder, then start the same command again; it resumes."
             )
             self._error.__cause__ = error
+
+    def _complete(self, step: int, temporary: Path, meta: str) -> None:
+        """The arrays are written: what describes them, then the rename."""
+        (temporary / "meta.json").write_text(meta)
+        (temporary / "manifest.json").write_text(json.dumps(_manifest(temporary), indent=0))
+        _sync(temporary)
+        final = self.folder / str(step)
+        if final.exists():  # the same step saved twice holds the same state
+            self._delete(step)
+        os.replace(temporary, final)
+        _sync_folder(self.folder)
+        self._retire()
 
     def _retire(self) -> None:
         steps = self.steps()
@@ -122,7 +137,9 @@ class Checkpoints:
         """
         folder, others = self.folder / str(step), self._others(step)
         meta = self.read_meta(step)
-        _verify(folder, others)
+        if processes.primary():
+            _verify(folder, others)
+        processes.barrier()
         if found := _difference(meta.get("parameters", {}), describe(spec)):
             raise UserError(
                 f"{folder} holds another model than the configuration describes: {found}. {others}"

@@ -14,6 +14,7 @@ from typing import Any
 from min_llm import platform
 from min_llm.kernels import cpu
 from min_llm.nn.runtime import Runtime
+from min_llm.parallel import processes
 from min_llm.plan.flops import Flops
 from min_llm.reporting import reporter
 from min_llm.train.config import RunConfig
@@ -28,6 +29,7 @@ def describe() -> dict[str, Any]:
     return {
         "device": platform.device_kind(),
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "platform": jax.default_backend(),
         "cpu": platform.cpu_name(),
         "cores": os.cpu_count(),
@@ -66,8 +68,11 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with "+" where it was changed; None outside a checkout."""
+    """The commit of the source tree, with "+" where it was changed; None outside a checkout. A snapshot of the code
+    (`parallel.launch.snapshot`) has it written down."""
     root = Path(__file__).resolve().parents[2]
+    if (root / "COMMIT").is_file():
+        return (root / "COMMIT").read_text(encoding="utf-8").strip()
     if not (root / ".git").exists():
         return None
     try:
@@ -94,6 +99,8 @@ def record_start(folder: Path, cfg: RunConfig, runtime: Runtime, flops: Flops, p
         "peak_flops_measured": peak,
         **facts,
     }
+    if not processes.primary():
+        return
     path = folder / "environment.json"
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"]

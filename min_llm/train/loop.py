@@ -23,12 +23,13 @@ from min_llm.config import dump
 from min_llm.data.loader import Prefetcher
 from min_llm.kernels import peaks
 from min_llm.nn import axes
+from min_llm.parallel import processes
 from min_llm.plan.flops import Flops, flops_per_token, mfu
 from min_llm.reporting import reporter
 from min_llm.train.checkpoints import describe
 from min_llm.train.environment import record_start, software
 from min_llm.train.history import read_rows
-from min_llm.train.metrics import Metrics, memory
+from min_llm.train.metrics import memory, open_metrics
 from min_llm.train.monitor import SpikeMonitor
 from min_llm.train.optim import optimizer
 from min_llm.train.pretrain import Task
@@ -95,7 +96,7 @@ class Loop:
 
     def start(self) -> tuple[State, int]:
         """Fresh state, or that of the latest checkpoint, and the steps already done."""
-        latest = self.run.checkpoints.latest()
+        latest = processes.share(self.run.checkpoints.latest())
         if latest is None:
             if self.run.truncate({}):
                 reporter().info(f"{self.run.folder} has no checkpoint yet; starting from its first step")
@@ -144,7 +145,7 @@ class Loop:
                 stop_signals()
             )  # left last: a second signal cannot cut off the last save
             stack.callback(self.run.checkpoints.wait)
-            self.metrics = Metrics(self.run.folder, self.cfg, first)
+            self.metrics = open_metrics(self.run.folder, self.cfg, first)
             stack.callback(self.metrics.close)
             batches = stack.enter_context(Prefetcher(self.batch, first))
             self.progress = stack.enter_context(reporter().progress(t.steps, self.run.folder.name, first))
@@ -155,7 +156,7 @@ class Loop:
             done = first
             pending: tuple[int, Any] | None = None
             self.clock.start()
-            stopping = False
+            stopping, agreed = False, processes.Agreement()
             while done < t.steps and not stopping:
                 self.clock.pause(machine.wait_while_taken(reporter().info))
                 trace.at(done)
@@ -167,7 +168,7 @@ class Loop:
                     self.read(*pending)
                 done += 1
                 pending = (done, out)
-                stopping = bool(stop)  # asked once a step: a signal that comes later ends the next one
+                stopping = agreed(bool(stop))  # asked once a step: a signal that comes later ends the next one
                 if done == t.steps or stopping or self.at_boundary(done):
                     self.read(*pending)
                     pending = None
@@ -176,7 +177,11 @@ class Loop:
 
     def batch(self, step: int) -> Any:
         """A batch on the device, all there: on CPU a step that must wait for its input would run asynchronously."""
-        return jax.block_until_ready(jax.device_put(self.task.batch(step)))
+
+        def put(x: Any) -> jax.Array:  # what the task has laid out over a mesh stays as it is
+            return x if isinstance(x, jax.Array) else jax.device_put(x)
+
+        return jax.block_until_ready(jax.tree.map(put, self.task.batch(step)))
 
     def at_boundary(self, done: int) -> bool:
         every = self.cfg.checkpoint.every

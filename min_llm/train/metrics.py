@@ -14,7 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from min_llm.config import UserError, dump
+from min_llm.parallel import processes
 from min_llm.train.config import RunConfig
+
+
+def open_metrics(folder: Path, cfg: RunConfig, first_step: int) -> Metrics | Nowhere:
+    """Where this process's measurements go: the primary's into the run folder, those of the others nowhere."""
+    return Metrics(folder, cfg, first_step) if processes.primary() else Nowhere()
+
+
+class Nowhere:
+    """Measurements that another process writes down."""
+
+    def write(self, step: int, kind: str, values: dict[str, Any], perf: dict[str, Any] | None = None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Metrics:
@@ -78,7 +94,7 @@ def memory() -> dict[str, float]:
 
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         peak["device_memory"] = float(stats["peak_bytes_in_use"])
     return peak

@@ -18,6 +18,7 @@ from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
 from min_llm.parallel import mesh as meshes
+from min_llm.parallel import processes
 from min_llm.reporting import reporter
 from min_llm.train.config import RunConfig, check
 from min_llm.train.evaluate import Evaluator, bits_per_byte
@@ -47,14 +48,19 @@ def pretraining(
     begun_with: the runtime of a run that goes on (`run.begun_with`); it stands where the configuration says "auto".
     mesh: what `parallel.mesh.use` yields.
     """
-    data = prepare(check(cfg).data)  # a setting that cannot work is refused before minutes of preparation
+    check(cfg)  # a setting that cannot work is refused before minutes of preparation
+    if not processes.primary():  # on a shared disk it finds what the primary has made
+        processes.barrier()
+    data = prepare(cfg.data)
+    if processes.primary():
+        processes.barrier()
     cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
     spec = models.spec(cfg.model)
     meshes.check(
         cfg.parallel.mesh, cfg.model, spec, cfg.train.batch_size // cfg.train.micro_batches, cfg.train.seq_len
     )
     runtime = keep(resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1)), cfg.runtime, begun_with or {})
-    runtime = cfg.parallel.choose(runtime)
+    runtime = Runtime(**processes.share(vars(cfg.parallel.choose(runtime))))  # measured by one, used by all
     place = meshes.placement(cfg.parallel.mesh, mesh)
     evaluator = Evaluator(cfg.model, runtime)
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 from min_llm import config as config_lib
 from min_llm.config import UserError
 from min_llm.nn.runtime import Runtime
+from min_llm.parallel import processes
 from min_llm.platform import write_atomic
 from min_llm.reporting import reporter
 from min_llm.train.checkpoints import Checkpoints
@@ -39,7 +40,7 @@ class Run:
         sizes = {}
         for name in TRUNCATED:
             path = self.folder / name
-            if path.exists():
+            if path.exists() and processes.primary():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
             sizes[name] = path.stat().st_size if path.exists() else 0
@@ -48,6 +49,8 @@ class Run:
     def truncate(self, sizes: dict[str, int]) -> int:
         """Forget what was written after the checkpoint; the bytes that were."""
         forgotten = 0
+        if not processes.primary():
+            return 0
         for name in TRUNCATED:
             path, size = self.folder / name, sizes.get(name, 0)
             have = path.stat().st_size if path.exists() else 0
@@ -83,9 +86,14 @@ class Run:
 def open_run(cfg: RunConfig) -> Iterator[Run]:
     """The folder of a configuration, made or found, locked against a second trainer.
 
-    An existing folder must hold the same configuration, settings that touch no number apart.
+    An existing folder must hold the same configuration, settings that touch no number apart. Of several processes
+    the primary locks it and is the only one that writes.
     """
     folder = Path(cfg.out) / cfg.name
+    if not processes.primary():  # it reads what the primary has locked and cleaned
+        processes.barrier()
+        yield Run(folder, cfg)
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -98,6 +106,7 @@ def open_run(cfg: RunConfig) -> Iterator[Run]:
         _agree(folder, check(cfg))
         run = Run(folder, cfg)
         run.checkpoints.clean()
+        processes.barrier()
         yield run
 
 

@@ -4,13 +4,16 @@ import json
 
 import pytest
 
+from min_llm import platform
+
 pytestmark = pytest.mark.devices
 
 LLAMA = [
     ({"fsdp": 8}, {"attention": "blockwise", "scan": True, "remat": "full"}),
     ({"fsdp": 2, "tp": 4}, {"attention": "xla", "scan": True}),  # there are two key-value heads
     ({"dp": 2, "fsdp": 2, "cp": 2}, {"attention": "reference", "scan": True, "remat": "selective"}),
-    ({"fsdp": 2, "cp": 2, "tp": 2}, {"attention": "xla", "keep_gathered": True}),
+    # a device has 4 rows of 8 places and half of 32 tokens: the loss takes four chunks
+    ({"fsdp": 2, "cp": 2, "tp": 2}, {"attention": "xla", "keep_gathered": True, "logits_per_chunk": 128}),
     ({"cp": 4, "tp": 2}, {"context": "ring", "scan": True}),
     ({"tp": 8}, {"attention": "xla", "scan": True}),
     ({"pp": 4, "dp": 2}, {"attention": "blockwise", "scan": True, "pipeline_parts": 4}),
@@ -21,6 +24,8 @@ GPT2 = [
     ({"fsdp": 2, "cp": 2, "tp": 2}, {"attention": "xla", "scan": True}),
     ({"pp": 2, "fsdp": 2, "tp": 2}, {"attention": "xla", "scan": True, "pipeline_parts": 2}),
 ]
+if platform.jaxlib_version() < (0, 12):  # the oldest pair runs a few, for the time it takes
+    LLAMA = LLAMA[1:5:3] + LLAMA[7:8]
 
 
 @pytest.mark.parametrize(("family", "cases"), [("llama", LLAMA), ("gpt2", GPT2)])

@@ -1,0 +1,5 @@
+"""`python -m min_llm <verb>`: the same as `min-llm <verb>`."""
+
+from min_llm.cli.main import main
+
+main()

@@ -1,0 +1,108 @@
+"""One training step to be planned: the model, the batch, how it runs and on which mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from min_llm import models
+from min_llm.nn import axes
+from min_llm.nn.runtime import Runtime
+from min_llm.parallel.mesh import MeshConfig
+from min_llm.spec import Param, leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """rows: of the whole batch, over all devices and micro-batches. Everything below is of one device."""
+
+    model: models.ModelConfig
+    rows: int
+    seq_len: int
+    runtime: Runtime
+    mesh: MeshConfig = MeshConfig()
+    micro_batches: int = 1
+
+    @property
+    def spec(self) -> Any:
+        return _spec(self.model)
+
+    @property
+    def layer(self) -> list[Param]:
+        """The parameters of one layer, not stacked."""
+        return _layer(self.model)
+
+    @property
+    def n_layers(self) -> int:
+        return self.model.n_layers  # type: ignore[attr-defined]
+
+    @property
+    def part_rows(self) -> int:
+        """Rows that it works on at once, in whole or (over cp) in part: of a micro-batch, of a part of a pipeline."""
+        return max(1, self.rows // (self.micro_batches * self.mesh.rows * self.parts))
+
+    @property
+    def part_tokens(self) -> int:
+        """Tokens of those rows, at the places that cp leaves it."""
+        return self.part_rows * self.seq_len // self.mesh.cp
+
+    @property
+    def parts(self) -> int:
+        """Parts of a micro-batch that follow each other through the pipeline."""
+        return self.runtime.pipeline_parts if self.mesh.pp > 1 else 1
+
+    @property
+    def rounds(self) -> int:
+        return self.runtime.pipeline_rounds if self.mesh.pp > 1 else 1
+
+    @property
+    def ticks(self) -> int:
+        """Turns of a micro-batch in which it runs some of its layers on a part, idle turns included."""
+        return self.parts * self.rounds + self.mesh.pp - 1
+
+    @property
+    def layer_runs(self) -> int:
+        """How often it runs a layer forward in a micro-batch, on one part, idle turns included."""
+        return self.n_layers // (self.mesh.pp * self.rounds) * self.ticks
+
+    @property
+    def bubble(self) -> float:
+        """Idle turns for each turn of work: (n − 1) / (M·v) with n ranks, M parts, v rounds (Llama 3 section 3.3.2)."""
+        return (self.mesh.pp - 1) / (self.parts * self.rounds)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole batch."""
+        return self.rows * self.seq_len
+
+    def local(self, p: Param, *gathered: str) -> float:
+        """Values of a parameter on one device, whole over the mesh axes named `gathered`."""
+        return p.size / pieces(p, self.mesh, gathered)
+
+
+@functools.lru_cache(maxsize=8)
+def _spec(model: models.ModelConfig) -> Any:
+    return models.spec(model)
+
+
+@functools.lru_cache(maxsize=8)
+def _layer(model: models.ModelConfig) -> list[Param]:
+    return [p for _, p in leaves(models.of(model).layer_spec(model))]
+
+
+def pieces(p: Param, mesh: MeshConfig, gathered: tuple[str, ...] = ()) -> int:
+    """In how many pieces a parameter lies on a mesh (nn.axes.RULES)."""
+    return math.prod(mesh.shape[name] for name in cut(p, mesh) if name not in gathered)
+
+
+def cut(p: Param, mesh: MeshConfig) -> list[str]:
+    """The mesh axes over which a parameter is cut."""
+    found = []
+    for axis, size in zip(p.axes, p.shape, strict=True):
+        rule = axes.RULES[axis] if axis is not None else None
+        names = [name for name in ((rule,) if isinstance(rule, str) else rule or ()) if mesh.shape[name] > 1]
+        whole = axis == "kv_heads" and any(size % mesh.shape[name] for name in names)
+        found += [] if whole else names
+    return found
