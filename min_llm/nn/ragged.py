@@ -41,7 +41,9 @@ def _forward(cut: int | None, keep: bool, x: Array, w: Array, sizes: Array) -> t
 
 def _backward(cut: int | None, keep: bool, saved: tuple, dy: Array) -> tuple[Array, Array, None]:
     x, w, sizes, whole = saved
-    whole = _whole(w, x.dtype, cut) if whole is None else whole
+    if whole is None:
+        w, dy = jax.lax.optimization_barrier((w, dy))  # to be gathered here and not earlier, as in `sharded`
+        whole = _whole(w, x.dtype, cut)
     dx = grouped.multiply(dy, whole, sizes, tw=True)
     dw = grouped.outer(x, dy, sizes, w.dtype)
     if cut is not None:

@@ -8,15 +8,14 @@ bytes of the compute dtype, the backward pass of a dense decoder keeps (counted 
                                               A = 2, keys and values, and more where each query block keeps a copy
     probabilities    H·P · c                  P keys a query: about S/2 for "xla"; 2·S for "reference", in float32;
                                               none for "blockwise", which computes them again
-    feed-forward     6·F·c for SwiGLU, 5·F·c for GELU; k · (2·D + 6·F) · c for a mixture with k experts a token
+    feed-forward     6·F·c for SwiGLU, 5·F·c for GELU; k · (2·D + 3·F) · c for a mixture with k experts a token
 
-remat "none" keeps all of it; "selective" the products with weights, (2·D + H·K + 2·G·K + 2·F) · c, or k · (D + 2·F)
-of a mixture for the last term; "full" and, on the
-device, "offload" D·c. On top, one layer's worth times `WORKSPACE` is alive at the peak of its backward pass. The loss
-holds `2 · 4` bytes for each logit of a chunk and the gradient of the head, while the layers' residuals wait. The
-larger of those two moments is the peak. tests/plan compares all this with XLA's own figure: within 10 % for most of
-60 configurations, within 18 % for all. Dropout masks are not counted, nor the float32 copies that XLA makes where a
-processor has no bf16 products.
+remat "none" keeps all of it; "selective" the products with weights, (2·D + H·K + 2·G·K + 2·F) · c, of a mixture
+k · (D + 2·F) instead of 2·F; "full" and, on the device, "offload" D·c. On top, one layer's worth times `WORKSPACE` is
+alive at the peak of its backward pass. The loss holds `2 · 4` bytes for each logit of a chunk and the gradient of the
+head, while the layers' residuals wait. The larger of those two moments is the peak. tests/plan compares all this with
+XLA's own figure: within 10 % for most of 60 configurations, within 18 % for all. Dropout masks are not counted, nor the
+float32 copies that XLA makes where a processor has no bf16 products.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from min_llm.spec import Param, count, leaves
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0, "int8": 1.0, "int4": 0.5}
 ADAMW_MOMENTS = 2  # float32 each
 WORKSPACE = {"none": 1.25, "selective": 1.25, "full": 1.55, "offload": 1.55}  # in layers, measured on CPU
+MIXTURE_WORKSPACE = 2.2  # the same of a mixture of experts, with every remat
 
 
 def bytes_of(values: float, dtype: str) -> float:
@@ -84,7 +84,8 @@ def training(
     per_logit = 2 if own_kernels else 8
     logits = chunk_logits(cfg.vocab_size, tokens, runtime.logits_per_chunk)
     head = bytes_of(count(spec, "head"), "float32")  # a tied one adds to a gradient that XLA makes later
-    backward = WORKSPACE[runtime.remat] * layer + parameters
+    factor = MIXTURE_WORKSPACE if hasattr(cfg, "n_experts") else WORKSPACE[runtime.remat]
+    backward = factor * layer + parameters
     loss = logits * per_logit + head
     # With micro-batches the gradient so far and that of this part are both there.
     gradients = parameters * (1 if micro_batches == 1 else 2)
@@ -118,9 +119,7 @@ def layer_bytes(cfg: models.ModelConfig, seq_len: int, runtime: Runtime) -> floa
         return (2 * d + hk + 2 * gk + (k * (d + ups * f) if k else ups * f)) * size
     copies, keys = attention_values(seq_len, runtime.attention, getattr(cfg, "window", None))
     probabilities = c.n_heads * keys * (BYTES["float32"] if runtime.attention == "reference" else size)
-    feed_forward = (6 if ups == 2 else 5) * f
-    if k:
-        feed_forward = k * (2 * d + feed_forward)
+    feed_forward = k * (2 * d + 3 * f) if k else (6 if ups == 2 else 5) * f
     return 4 * d * BYTES["float32"] + (2 * d + 3 * hk + copies * gk + feed_forward) * size + probabilities
 
 

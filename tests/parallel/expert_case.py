@@ -29,7 +29,7 @@ def main(cases):
     batch, found = make_batch(), []
     for change in (lambda params: params, one_sided):
         params = change(models.init(CFG, 0))
-        one = step(CFG, Runtime(attention="reference"))(params, batch)
+        one = step(CFG, Runtime(attention="reference", scan=True))(params, batch)
         found += [compare(CFG, shape, runtime, batch, params, *one, change) for shape, runtime in cases]
     return found
 

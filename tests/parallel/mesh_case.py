@@ -33,6 +33,12 @@ def make_batch():
 
 
 @functools.cache
+def initial(cfg, cfg_mesh):
+    """Initial parameters on the mesh in use, which is that of cfg_mesh."""
+    return models.init(cfg, 0)
+
+
+@functools.cache
 def step(cfg, runtime):
     """jitted: loss and gradients."""
 
@@ -50,7 +56,7 @@ def compare(cfg, shape, runtime, batch, params, loss, grads, change=lambda param
     """What a mesh of that shape changes. change: what was done to the initial parameters."""
     cfg_mesh = meshes.MeshConfig(**shape)
     with meshes.use(cfg_mesh) as mesh:
-        laid = change(models.init(cfg, 0))
+        laid = change(initial(cfg, cfg_mesh))
         placed = context.arrange(batch, cfg_mesh.cp)
         rows = jax.tree.map(lambda x: axes.shard(jnp.asarray(x), "batch", "seq"), placed)
         mesh_loss, mesh_grads = step(cfg, Runtime(**runtime))(laid, rows)

@@ -7,7 +7,7 @@ import pytest
 
 from min_llm import models, platform
 from min_llm.config import UserError
-from min_llm.models import gpt2, llama
+from min_llm.models import gpt2, llama, mixtral
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 from min_llm.plan import memory
@@ -29,6 +29,7 @@ CASES = [
     (llama.Config(**VOCABULARY), 4, 128, Runtime(SHORT, scan=True), 1),
     (llama.Config(**WIDE), 8, 256, Runtime(attention="blockwise", scan=True), 4),
     (gpt2.Config(**WIDE), 4, 256, Runtime(scan=True), 1),
+    (mixtral.Config(**WIDE, hidden_dim=352, n_experts=4), 8, 256, Runtime(remat="selective", scan=True), 1),
 ]
 
 
