@@ -18,7 +18,14 @@ import numpy as np
 
 from min_llm.parallel.mesh import MeshConfig, coordinates
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+    "ragged-all-to-all",
+)
 WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
          "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
 
@@ -74,7 +81,8 @@ def totals(found: list[Collective]) -> dict[tuple[str, str], float]:
     """Bytes by ("gather", "reduce", "shift" or "exchange", axis).
 
     One over several axes counts on each of them, as if done one axis after the other. A reduction that leaves every
-    device its piece and one that leaves it everything count alike: XLA's CPU backend writes the first as the second and a slice.
+    device its piece and one that leaves it everything count alike: XLA's CPU backend writes the first as the second
+    and a slice.
     """
     names = {"all-gather": "gather", "collective-permute": "shift", "all-to-all": "exchange",
              "ragged-all-to-all": "exchange"}  # fmt: skip
@@ -111,10 +119,19 @@ def _reached(bodies: dict[str, list[str]], name: str, times: int = 1) -> Iterato
         for inner in called:
             trips = TRIPS.search(line)
             if " while(" in line and trips is None:
-                if any(f" {kind}" in deep for lines, _ in _reached(bodies, inner) for deep in lines for kind in KINDS):
-                    raise ValueError(f"XLA does not say how often the loop {inner} runs, and it holds collectives.")
+                if any(
+                    f" {kind}" in deep
+                    for lines, _ in _reached(bodies, inner)
+                    for deep in lines
+                    for kind in KINDS
+                ):
+                    raise ValueError(
+                        f"XLA does not say how often the loop {inner} runs, and it holds collectives."
+                    )
                 continue
-            yield from _reached(bodies, inner, times * (int(trips.group(1)) if trips and " while(" in line else 1))
+            yield from _reached(
+                bodies, inner, times * (int(trips.group(1)) if trips and " while(" in line else 1)
+            )
 
 
 def _axes(line: str, mesh: MeshConfig) -> tuple[str, ...]:
@@ -148,7 +165,9 @@ def _groups(line: str, devices: int) -> list[list[int]]:
             ids = ids.transpose([int(n) for n in iota.group(3).split(",")])
         return ids.reshape(shape).tolist()
     if explicit := EXPLICIT.search(line):
-        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit.group(1))]
+        return [
+            [int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit.group(1))
+        ]
     if "replica_groups={}" in line:
         return [list(range(devices))]
     raise ValueError(f"The replica groups of this instruction are not understood: {line.strip()[:200]}")
