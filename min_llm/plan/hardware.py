@@ -81,9 +81,9 @@ class Hardware:
 # Arithmetic post; [C] the Throughput-is-all-you-need post. Gigabytes are decimal, as vendors give them.
 # Links, one way, half of what vendors print. NVLink [N]: 900 GB/s for the H100 and H200, 1,800 for the B200, 600 for
 # the A100, all 8 devices of a machine; PCIe 4.0 x16: 64. Network, one adapter a device: 400 Gb/s for the H100 (DGX
-# H100; [L3] section 3.3.1), H200 and B200, 200 Gb/s for the A100 (DGX A100). TPUs [T]: a chip's 400, 1,200 and 800 GB/s both
-# ways over 4, 6 and 4 ports, of which a ring on one dimension of the torus uses two; pods of 256, 8,960 and 256 chips.
-# Between pods: 6.4 Tb/s a v5e pod, 50 Gb/s a v5p chip.
+# H100; [L3] section 3.3.1), H200 and B200, 200 Gb/s for the A100 (DGX A100). TPUs [T]: a chip's 400, 1,200 and 800 GB/s
+# both ways over 4, 6 and 4 ports, of which a ring on one dimension of the torus uses two; pods of 256, 8,960 and 256
+# chips. Between pods: 6.4 Tb/s a v5e pod, 50 Gb/s a v5p chip.
 NAMED = {
     hardware.name: hardware
     for hardware in (

@@ -37,6 +37,7 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 EXPLICIT = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 OVER = re.compile(r"replica_groups=@?\w*mesh\[(.*?)\](?:,? ?device_ids=\((.*?)\))? ?\{(.*?)\}")
+RANGE = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
@@ -145,25 +146,20 @@ def _axes(line: str, mesh: MeshConfig) -> tuple[str, ...]:
 def _groups(line: str, devices: int) -> list[list[int]]:
     """Who talks to whom, in any of the three ways in which XLA writes it; the pairs of a permutation.
 
-    [[0, 1], [2, 3]] is {{0,1},{2,3}}, a transposed range [2,2]<=[4], or since JAX 0.12 mesh['a'=2,'b'=2] {'b'}.
+    [[0, 1], [2, 3]] is {{0,1},{2,3}}, a transposed range [2,2]<=[4], or over an axis, mesh['a'=2,'b'=2] {'b'}.
     """
     if over := OVER.search(line):
-        if over.group(2):
-            raise ValueError(f"Replica groups with an order of devices are not understood: {over.group(0)}")
         dims = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", over.group(1))}
         chosen = re.findall(r"'(\w+)'", over.group(3))
         if ":" in over.group(3):
             raise ValueError(f"Replica groups over a part of an axis are not understood: {over.group(0)}")
-        ids = np.arange(math.prod(dims.values())).reshape(tuple(dims.values()))
+        order = over.group(2) or f"[{math.prod(dims.values())}]"  # in which the mesh has the devices
+        ids = _range(*RANGE.fullmatch(order).groups()).reshape(tuple(dims.values()))  # type: ignore[union-attr]
         last = [list(dims).index(name) for name in chosen]
         ids = ids.transpose([i for i in range(len(dims)) if i not in last] + last)
         return ids.reshape(-1, math.prod(dims[name] for name in chosen)).tolist()
     if iota := IOTA.search(line):
-        shape, source = ([int(n) for n in iota.group(i).split(",")] for i in (1, 2))
-        ids = np.arange(math.prod(source)).reshape(source)
-        if iota.group(3):
-            ids = ids.transpose([int(n) for n in iota.group(3).split(",")])
-        return ids.reshape(shape).tolist()
+        return _range(*iota.group(2, 3)).reshape([int(n) for n in iota.group(1).split(",")]).tolist()
     if explicit := EXPLICIT.search(line):
         return [
             [int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit.group(1))
@@ -171,6 +167,13 @@ def _groups(line: str, devices: int) -> list[list[int]]:
     if "replica_groups={}" in line:
         return [list(range(devices))]
     raise ValueError(f"The replica groups of this instruction are not understood: {line.strip()[:200]}")
+
+
+def _range(shape: str, permutation: str | None) -> np.ndarray:
+    """0, 1, 2, … in a shape, "2,4", with its axes in another order, "1,0"."""
+    sizes = [int(n) for n in shape.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(n) for n in permutation.split(",")]) if permutation else ids
 
 
 def _bytes(type_text: str, opcode: str) -> float:

@@ -43,6 +43,7 @@ TRIPS = ', backend_config={"known_trip_count":{"n":"3"}}'
         ("{{0,5},{1,4},{2,7},{3,6}}", ("fsdp", "tp")),
         ("{}", ("fsdp", "cp", "tp")),
         ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", ("cp", "tp")),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", ("fsdp", "cp")),
         ("mesh['fsdp'=2,'cp'=2,'tp'=2] {'fsdp','tp'}", ("fsdp", "tp")),
     ],
 )
