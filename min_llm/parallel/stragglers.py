@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-SLOWER = 1.15  # times the median: a process that is 20 % slower is found through some noise
+SLOWER = 1.12  # times the median: a process that is 20 % slower is found through some noise
 WINDOW, ENOUGH = 8, 5  # the latest rows that are looked at; how many there must be
 
 
