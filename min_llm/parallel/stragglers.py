@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SLOWER = 1.12  # times the median: a process that is 20 % slower is found through some noise
-WINDOW, ENOUGH = 8, 5  # the latest rows that are looked at; how many there must be
+WINDOW = 8  # the latest rows that are looked at
 
 
 class Stragglers:
@@ -32,7 +32,7 @@ class Stragglers:
     def feed(self, seconds: Sequence[float]) -> dict[int, float]:
         """Processes that have now become slow, and how many times the median they take."""
         self.rows.append(seconds)
-        if len(self.rows) < ENOUGH:
+        if len(self.rows) < WINDOW:
             return {}
         shortest = [min(column) for column in zip(*self.rows, strict=True)]
         middle = max(statistics.median_low(shortest), 1e-9)
