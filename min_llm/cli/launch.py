@@ -54,6 +54,12 @@ def launch(
         raise UserError("--slurm and --kubernetes are two ways; give one of them.")
     overrides = [s for s in settings if "=" in s]
     cfg = check(config_lib.load(RunConfig, paths[0] if paths else None, overrides))
+    each, size = gpus if slurm or kubernetes else devices_per_process, cfg.parallel.mesh.size
+    if (each and each * processes != size) or (size % processes and not slurm and not kubernetes):
+        raise UserError(
+            f"parallel.mesh is for {size} devices, which {processes} processes of {each or 'equally many'} devices do "
+            "not make. Change one of them."
+        )
     folder = Path(cfg.out) / cfg.name
     job = launcher.Job(cfg.name, folder, processes, tuple(settings))
     if kubernetes:
@@ -63,18 +69,12 @@ def launch(
             raise UserError("A JobSet runs a container: give --image NAME with min_llm in it.")
         sys.stdout.write(yaml.safe_dump(launcher.jobset(job, image, gpus, claim), sort_keys=False))
         return
-    each = cfg.parallel.mesh.size // processes
-    if not slurm and (each * processes != cfg.parallel.mesh.size or devices_per_process not in (0, each)):
-        raise UserError(
-            f"parallel.mesh is for {cfg.parallel.mesh.size} devices, which {processes} processes of "
-            f"{devices_per_process or 'equally many'} devices do not make. Change one of them."
-        )
     job = launcher.Job(cfg.name, folder, processes, tuple(settings), launcher.snapshot(folder, commit()))
     if slurm:
         options = dict(option.partition("=")[::2] for option in sbatch or [])
         submit(job, launcher.slurm(job, options, gpus, time))
         return
-    ending = launcher.local(job, each, reporter().info)
+    ending = launcher.local(job, size // processes, reporter().info)
     if ending.rank is not None:
         sys.stderr.write(describe(job, ending))
     if ending.status:

@@ -231,6 +231,7 @@ def slurm(job: Job, options: Mapping[str, str], gpus: int = 0, limit: str = "") 
 {header}
 # Written by `min-llm launch`. Before the time limit and on preemption every task gets SIGTERM: the run saves a
 # checkpoint and ends with status {TO_BE_CONTINUED}, and the job goes back into the queue.
+trap : TERM
 cd {shlex.quote(str(Path.cwd()))} || exit 1
 {code}first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export {COORDINATOR}="$first:$((20000 + SLURM_JOB_ID % 20000))"

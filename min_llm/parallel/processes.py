@@ -2,8 +2,8 @@
 
 Each process runs the same program on its own devices; a mesh spans the devices of all. A launcher (`parallel.launch`)
 says in the environment where they meet and how many they are; `joined` makes this process one of them before JAX
-starts. What is written down is written by the primary, process 0; everything that moves arrays between devices is
-called by all, in the same order.
+starts. What is written down is written by the primary, process 0, into a run folder on a disk that all share; what
+moves arrays between devices is called by all, in the same order.
 
 Between steps processes talk through JAX's coordination service, a small key-value store in process 0, and not with
 their devices. It also watches: whoever has been silent for `HEARTBEAT` seconds counts as dead, and JAX then aborts

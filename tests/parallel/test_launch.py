@@ -201,7 +201,9 @@ def test_the_jobset(capsys, monkeypatch, tmp_path):
         "--claim",
         "disk",
     ]
-    monkeypatch.setattr(sys, "argv", ["min-llm", *words, "--", "name=My_Run", f"out={tmp_path}"])
+    monkeypatch.setattr(
+        sys, "argv", ["min-llm", *words, "--", "name=My_Run", f"out={tmp_path}", "parallel.mesh.fsdp=32"]
+    )
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
@@ -222,6 +224,7 @@ def test_the_jobset(capsys, monkeypatch, tmp_path):
     "words, sentence",
     [
         (["--processes", "3", "--", "parallel.mesh.fsdp=4"], "which 3 processes of equally many devices"),
+        (["--slurm", "--gpus", "8", "--processes", "2", "--", "name=a"], "2 processes of 8 devices"),
         (["--processes", "0", "--", "name=a"], "--processes is 0"),
         (["--slurm", "--kubernetes", "--", "name=a"], "two ways"),
         (["--kubernetes", "--", "name=a"], "--image"),
