@@ -130,9 +130,16 @@ def alone(params: Any) -> Iterator[Any]:
         yield params
         return
     whole = jax.tree.map(lambda x: jax.reshard(x, P(*[None] * x.ndim)).addressable_data(0), params)
+    with one_device():
+        yield whole
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Run the body on this process's first device, whatever the mesh in use."""
     one = jax.make_mesh((1,), ("one",), axis_types=(AxisType.Explicit,), devices=jax.local_devices()[:1])
     with jax.set_mesh(one):
-        yield whole
+        yield
 
 
 def words(cfg: MeshConfig) -> str:
