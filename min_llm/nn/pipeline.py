@@ -49,13 +49,16 @@ def run_pipeline(
             j = jnp.clip(t - rank, 0, parts * rounds - 1)  # this rank's j-th piece of work
             lap, part = j % (n * rounds) // n, j // (n * rounds) * n + j % n
             first = jnp.where((rank == 0) & (lap == 0), _at(xs, part).astype(x.dtype), passed)
-            weights = jax.tree.map(lambda w: _at(w, lap), stages)
+            # picked by number, the weights of a stage would be kept for the backward pass once for every tick
+            weights = jax.tree.map(lambda w: w[0] if rounds == 1 else _at(w, lap), stages)
             y = stage(
                 weights, first, jax.tree.map(lambda a: _at(a, part), rows), (lap * n + rank) * per_stage
             )
             return jax.lax.ppermute(y, "pp", ring), y
 
-        start = jax.lax.pcast(jnp.zeros_like(xs[0], x.dtype), "pp", to="varying")
+        # varying from here on: the gradient of the input is summed over pp once, and not in every tick
+        xs = jax.lax.pcast(xs, "pp", to="varying")
+        start = jnp.zeros_like(xs[0], x.dtype)
         _, ys = jax.lax.scan(tick, start, jnp.arange(parts * rounds + n - 1))
         part = jnp.arange(parts)  # a part leaves the last rank of its last round at this tick
         done = ys[part // n * n * rounds + (rounds - 1) * n + part % n + n - 1]
