@@ -30,17 +30,22 @@ def sums(job, what):
 # Exact but for scalars (the loss, the norm of the gradient) and the integers of a mask. Over all cases of bench/plan.py
 # traffic is within 2 % but for three things that XLA decides: on meshes with both pp and tp it moves embedding and head
 # between the ranks, under tp it looks up a table with many more entries than tokens in ways of its own, and a stage of
-# one layer is gathered once for all turns.
+# one layer is gathered once for all turns. With jaxlib 0.10 the first two cases are the same, but a pipeline gathers
+# activations over dp and takes twice the memory, so there it is not compared.
 @pytest.mark.devices
 def test_traffic_and_memory_are_what_xla_plans(run_python):
-    cases = ("unseen-fsdp-tp", "fsdp-cp-tp", "unseen-pp-dp")
+    cases = ("unseen-fsdp-tp", "fsdp-cp-tp", *(["unseen-pp-dp"] if NEW else []))
     done = run_python("tests.plan.mesh_case", *cases)
     for name, case in json.loads(done.stdout).items():
         planned, held = case["memory"]
-        assert planned == pytest.approx(held, rel=0.10 if NEW else 0.20), name
+        assert planned == pytest.approx(held, rel=0.10), name
         for key, (expected, counted) in case["traffic"].items():
             assert expected == pytest.approx(counted, rel=0.01, abs=4096), (name, key)
-    assert set(case["traffic"]) == {"reduce dp", "reduce pp", "shift pp"}
+    assert set(case["traffic"]) == (
+        {"reduce dp", "reduce pp", "shift pp"}
+        if NEW
+        else {f"{kind} {axis}" for kind in ("gather", "reduce") for axis in ("fsdp", "cp", "tp")}
+    )
 
 
 def test_fsdp_gathers_twice_or_once_and_scatters_float32():
