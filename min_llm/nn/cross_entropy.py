@@ -44,13 +44,9 @@ def _on_mesh(hidden: Array, head: Array, targets: Array, weights: Array, logits_
     """The vocabulary is cut over tp, places over cp; every device holds at most about `logits_per_chunk` logits at
     once, and computes them again in the backward pass."""
     sizes = axes.sizes()
-    local = (
-        targets.size * head.shape[1] // math.prod(sizes.get(a, 1) for a in ("dp", "fsdp", "ep", "cp", "tp"))
-    )
-    places = targets.shape[1] // sizes.get("cp", 1)
-    parts = next(
-        n for n in range(1, places + 1) if (places % n == 0 and local <= n * logits_per_chunk) or n == places
-    )
+    devices = math.prod(sizes.get(axis, 1) for axis in ("dp", "fsdp", "ep", "cp", "tp"))
+    logits = targets.size * head.shape[1] // devices
+    parts = parts_on_mesh(logits, targets.shape[1] // sizes.get("cp", 1), logits_per_chunk)
     if parts == 1:
         return (weights * nll(hidden, head, targets)).sum()
 
@@ -62,6 +58,12 @@ def _on_mesh(hidden: Array, head: Array, targets: Array, weights: Array, logits_
     hidden = axes.shard(hidden, "batch", "seq", "features")
     xs = tuple(axes.split_places(x, parts) for x in (hidden, targets, weights))
     return jax.lax.scan(part, jnp.float32(0), xs)[0]
+
+
+def parts_on_mesh(logits: int, places: int, logits_per_chunk: int) -> int:
+    """In how many equal parts a device takes its places, so that none has more than `logits_per_chunk` logits."""
+    fits = (n for n in range(1, places + 1) if places % n == 0 and logits <= n * logits_per_chunk)
+    return next(fits, places)
 
 
 def nll(

@@ -48,4 +48,5 @@ def embed(tokens: Int[Array, "b s"], table: Float[Array, "v d"], dtype: jnp.dtyp
 
 def unembed(x: Float[Array, "b s d"], head: Float[Array, "d v"]) -> Float[Array, "b s v"]:
     """Logits, float32."""
-    return dot("bsd,dv->bsv", axes.shard(x, "batch", "seq", "features"), head).astype(jnp.float32)
+    with sharded.keeping_gathered(True):  # its backward pass comes next
+        return dot("bsd,dv->bsv", axes.shard(x, "batch", "seq", "features"), head).astype(jnp.float32)

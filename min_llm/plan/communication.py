@@ -132,8 +132,7 @@ def _pipeline(job: Job) -> Iterator[Transfer]:
     piece = job.part_tokens * cfg.dim * BYTES[job.runtime.dtype] / job.mesh.tp
     yield _transfer(job, "activations and their gradients", "shift", "pp", piece, 2 * job.ticks)
     yield _transfer(job, "results of all parts", "sum", "pp", piece * job.parts, 1)
-    # the loop reads the parts from one array that all ranks have, so each turn adds to the gradient of all of it
-    yield _transfer(job, "gradients of all parts", "sum", "pp", piece * job.parts, job.ticks)
+    yield _transfer(job, "gradients of all parts", "sum", "pp", piece * job.parts, 1)
     if job.rounds > 1:
         stack = sum(job.local(p) for p in job.layer) * job.n_layers
         yield _transfer(job, "layers to their ranks", "gather", "pp", stack * F32, 2)

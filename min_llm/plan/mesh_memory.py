@@ -14,7 +14,7 @@ On top comes the largest of three moments:
                 layer's own pieces, and float32 gradients of the layer's feed-forward matrices, whole over fsdp until
                 they are reduced
     mlp         hidden units of the layer and their gradients, its matrices gathered and their gradients
-    loss        logits, which a mesh does not cut in chunks, and their gradient, float32
+    loss        logits of a chunk and their gradient, float32
 
 and all the time the gradients that are summed up, and those of the head and of the embedding table, whole. Unrolled
 layers let XLA gather all parameters at the beginning and reduce all gradients at the end. A pipeline keeps the weights
@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from min_llm.nn.cross_entropy import parts_on_mesh
 from min_llm.plan import memory
 from min_llm.plan.communication import gathers_table
 from min_llm.plan.job import Job
@@ -63,10 +64,16 @@ def training(job: Job) -> TrainingMemory:
         2 if cut_in_parts and job.mesh.fsdp > 1 else 1
     )  # gathered before the loop over micro-batches
     piece = job.part_tokens * job.model.dim * BYTES[job.runtime.dtype] / job.mesh.tp  # type: ignore[attr-defined]
-    turns = job.ticks * stack / job.rounds + (2 * job.ticks + job.parts) * piece if job.mesh.pp > 1 else 0.0
+    turns = (2 * job.ticks + job.parts) * piece if job.mesh.pp > 1 else 0.0
+    if job.rounds > 1:
+        turns += (
+            job.ticks * stack / job.rounds
+        )  # the loop picks them by number, so it keeps them for every turn
     one_stage = 2 * stack / job.rounds if job.mesh.pp > 1 else 0.0  # its gradients: of a turn, and their sum
     tokens = job.part_tokens * job.parts
-    logits = F32 * tokens * job.model.vocab_size / job.mesh.tp * 2
+    at_once = tokens * job.model.vocab_size // job.mesh.tp
+    chunks = parts_on_mesh(at_once, job.seq_len // job.mesh.cp, job.runtime.logits_per_chunk)
+    logits = F32 * at_once / chunks * 2
     summed = 2 * parameters if cut_in_parts else stack if scan else 0.0
     gradients, activations = summed + ends, activations + turns
     workspace = max(layer.attention + one_stage, layer.mlp + one_stage, logits)
