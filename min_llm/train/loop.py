@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -274,20 +275,24 @@ class Loop:
         }
 
     def compare(self, perf: dict[str, float]) -> dict[str, float]:
-        """The slowest of several processes, and what its step takes in medians of all; one that stays slow is named."""
+        """The slowest of several processes, and what its step takes in medians of all; one that stays slow is named,
+        unless they share one processor and take each other's time."""
         if processes.count() == 1:
             return {}
         began = time.perf_counter()
-        told = processes.collect((perf["data_wait"] * perf["step_seconds"], stragglers.pace()))
+        waited = perf["data_wait"] * perf["step_seconds"]
+        told = processes.collect((waited, stragglers.pace(), socket.gethostname()))
         self.clock.pause(time.perf_counter() - began)
         if not told:
             return {}
-        own = stragglers.own_seconds(perf["step_seconds"], *zip(*told, strict=True))
-        for rank, ratio in self.slow.feed(own).items():
-            reporter().warn(
-                f"Process {rank} is slow: a step takes it {ratio:.2f} times as long as the median of "
-                f"{processes.count()} processes."
-            )
+        waits, paces, hosts = zip(*told, strict=True)
+        own = stragglers.own_seconds(perf["step_seconds"], waits, paces)
+        if jax.default_backend() != "cpu" or len(set(hosts)) > 1:
+            for rank, ratio in self.slow.feed(own).items():
+                reporter().warn(
+                    f"Process {rank} on {hosts[rank]} is slow: a step takes it {ratio:.2f} times as long as the "
+                    f"median of {len(hosts)} processes."
+                )
         slowest = max(range(len(own)), key=own.__getitem__)
         return {"slowest_process": slowest, "slowest_ratio": own[slowest] / statistics.median_low(own)}
 
