@@ -4,8 +4,8 @@
 
 Every case is compiled, none is run. Memory is `compiled.memory_analysis()` of one device (arguments, results and
 temporaries, aliases once) without AdamW's moments, which are plain arrays; traffic is what the collectives in the
-compiled HLO gather, reduce and pass on. The cases of SEEN were looked at while `min_llm.plan` was written, those of UNSEEN
-were compiled for the first time when it was finished.
+compiled HLO gather, reduce and pass on. The cases of SEEN were looked at while `min_llm.plan` was written, those of
+UNSEEN were compiled for the first time when it was finished.
 """
 
 import argparse
@@ -15,7 +15,9 @@ import os
 import sys
 from typing import Any
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from min_llm import models  # before jax, for the flags
@@ -40,7 +42,9 @@ from min_llm.train.step import State, jit_step, language_model_loss, make_step
 NARROW = dict(n_layers=4, dim=128, n_heads=8, n_kv_heads=4, hidden_dim=384, vocab_size=1024, max_seq_len=512)
 WIDE = dict(n_layers=4, dim=512, n_heads=8, n_kv_heads=8, hidden_dim=1024, vocab_size=2048)
 VOCABULARY = dict(n_layers=2, dim=128, n_heads=8, n_kv_heads=8, hidden_dim=384, vocab_size=16_384)
-DEEP = dict(n_layers=8, dim=192, n_heads=8, n_kv_heads=2, head_dim=24, hidden_dim=512, vocab_size=512, max_seq_len=512)
+DEEP = dict(
+    n_layers=8, dim=192, n_heads=8, n_kv_heads=2, head_dim=24, hidden_dim=512, vocab_size=512, max_seq_len=512
+)
 GPT = dict(family="gpt2", n_layers=4, dim=256, n_heads=8, vocab_size=1024)
 BLOCKS = dict(attention="blockwise", scan=True)
 SCAN = dict(scan=True)
@@ -76,7 +80,9 @@ SEEN = {
     "fsdp-tp-full": Case({"fsdp": 2, "tp": 4}, NARROW, BLOCKS | {"remat": "full"}, rows=32),
     "dp-fsdp-cp-selective": Case({"dp": 2, "fsdp": 2, "cp": 2}, WIDE, BLOCKS | {"remat": "selective"}),
     "fsdp-tp-vocabulary": Case({"fsdp": 4, "tp": 2}, VOCABULARY, SCAN),
-    "pp-fsdp-full": Case({"pp": 4, "fsdp": 2}, NARROW, BLOCKS | {"remat": "full", "pipeline_parts": 8}, rows=32),
+    "pp-fsdp-full": Case(
+        {"pp": 4, "fsdp": 2}, NARROW, BLOCKS | {"remat": "full", "pipeline_parts": 8}, rows=32
+    ),
     "dp-tp-micro": Case({"dp": 4, "tp": 2}, WIDE, BLOCKS, micro_batches=2),
     "gpt2-fsdp": Case({"fsdp": 8}, GPT, SCAN),
     "cp-tp": Case({"cp": 2, "tp": 4}, NARROW, SCAN),
@@ -88,16 +94,24 @@ SEEN = {
     "gpt2-fsdp-tp": Case({"fsdp": 4, "tp": 2}, GPT, BLOCKS),
     "gpt2-dp-cp-full": Case({"dp": 4, "cp": 2}, GPT, BLOCKS | {"remat": "full"}),
     "pp-fsdp-rounds": Case({"pp": 2, "fsdp": 4}, WIDE, BLOCKS | {"pipeline_parts": 2, "pipeline_rounds": 2}),
-    "pp-tp-selective": Case({"pp": 2, "tp": 4}, NARROW, BLOCKS | {"remat": "selective", "pipeline_parts": 4}, rows=32),
-    "fsdp-unrolled-selective": Case({"fsdp": 8}, NARROW, {"attention": "blockwise", "remat": "selective"}, rows=32),
+    "pp-tp-selective": Case(
+        {"pp": 2, "tp": 4}, NARROW, BLOCKS | {"remat": "selective", "pipeline_parts": 4}, rows=32
+    ),
+    "fsdp-unrolled-selective": Case(
+        {"fsdp": 8}, NARROW, {"attention": "blockwise", "remat": "selective"}, rows=32
+    ),
     "fsdp-cp-unrolled-full": Case({"dp": 2, "fsdp": 2, "cp": 2}, DEEP, {"remat": "full"}, seq_len=512),
     "tp": Case({"tp": 8}, WIDE, BLOCKS),
 }
-SHAKESPEARE = dict(n_layers=6, dim=384, n_heads=6, n_kv_heads=6, hidden_dim=1024, vocab_size=8192, max_seq_len=1024)
+SHAKESPEARE = dict(
+    n_layers=6, dim=384, n_heads=6, n_kv_heads=6, hidden_dim=1024, vocab_size=8192, max_seq_len=1024
+)
 GPT_SMALL = dict(family="gpt2", n_layers=6, dim=192, n_heads=6, vocab_size=4096)
 SEEN |= {
     "small-fsdp": Case({"fsdp": 8}, SHAKESPEARE, BLOCKS),
-    "small-fsdp-tp-selective": Case({"fsdp": 4, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "selective"}, 8, 512),
+    "small-fsdp-tp-selective": Case(
+        {"fsdp": 4, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "selective"}, 8, 512
+    ),
     "small-dp-fsdp-tp-full-micro": Case(
         {"dp": 2, "fsdp": 2, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "full"}, 32, 256, micro_batches=2
     ),
@@ -106,7 +120,9 @@ SEEN |= {
     "small-gpt2-dp": Case({"dp": 8}, GPT_SMALL, SCAN, 32),
     "small-dp-tp-unrolled": Case({"dp": 4, "tp": 2}, SHAKESPEARE, {"attention": "blockwise"}),
     "small-fsdp-keep": Case({"fsdp": 8}, SHAKESPEARE, BLOCKS | {"keep_gathered": True}, 8, 512),
-    "small-pp-dp-gpt2-full": Case({"pp": 2, "dp": 4}, GPT_SMALL, BLOCKS | {"remat": "full", "pipeline_parts": 2}, 32),
+    "small-pp-dp-gpt2-full": Case(
+        {"pp": 2, "dp": 4}, GPT_SMALL, BLOCKS | {"remat": "full", "pipeline_parts": 2}, 32
+    ),
     "small-cp-full": Case({"cp": 8}, SHAKESPEARE, BLOCKS | {"remat": "full"}, 2, 1024),
     "small-dp-cp-tp-selective-micro": Case(
         {"dp": 2, "cp": 2, "tp": 2}, SHAKESPEARE, BLOCKS | {"remat": "selective"}, 8, 512, micro_batches=2
@@ -124,7 +140,9 @@ UNSEEN = {
     "unseen-gpt2-fsdp-tp": Case({"fsdp": 4, "tp": 2}, GPT_WIDE, BLOCKS | {"remat": "selective"}),
     "unseen-dp-fsdp-keep": Case({"dp": 2, "fsdp": 4}, MEDIUM, BLOCKS | {"keep_gathered": True}, 8, 512),
     "unseen-pp-dp": Case({"pp": 2, "dp": 4}, MEDIUM, BLOCKS | {"pipeline_parts": 4}, 32),
-    "unseen-pp-fsdp-full": Case({"pp": 2, "fsdp": 4}, GPT_WIDE | {"n_layers": 4}, BLOCKS | {"remat": "full", "pipeline_parts": 2}),
+    "unseen-pp-fsdp-full": Case(
+        {"pp": 2, "fsdp": 4}, GPT_WIDE | {"n_layers": 4}, BLOCKS | {"remat": "full", "pipeline_parts": 2}
+    ),
     "unseen-cp-fsdp": Case({"cp": 2, "fsdp": 4}, MEDIUM, SCAN, 8, 1024),
     "unseen-dp-fsdp-tp": Case({"dp": 2, "fsdp": 2, "tp": 2}, MEDIUM, BLOCKS, 32),
 }

@@ -2,4 +2,5 @@
 
 from min_llm.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -32,6 +32,8 @@ TITLES = {
     "peer_name": "peer",
     "peer": "peer's value",
     "ratio": "ratio (above 1: min_llm better)",
+    "xla": "XLA",
+    "of_xla": "planned / XLA",
 }
 
 

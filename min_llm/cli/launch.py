@@ -29,7 +29,8 @@ def launch(
     gpus: Annotated[int, typer.Option(help="GPUs of each process (SLURM, Kubernetes).")] = 0,
     time: Annotated[str, typer.Option(help="Time limit of the job, as sbatch reads it (SLURM).")] = "",
     sbatch: Annotated[
-        list[str] | None, typer.Option(help="Another option of sbatch, as partition=gpu; may come several times.")
+        list[str] | None,
+        typer.Option(help="Another option of sbatch, as partition=gpu; may come several times."),
     ] = None,
     image: Annotated[str, typer.Option(help="Container image with min_llm (Kubernetes).")] = "",
     claim: Annotated[str, typer.Option(help="PersistentVolumeClaim for the runs (Kubernetes).")] = "",
@@ -40,6 +41,7 @@ def launch(
     """
     from min_llm import config as config_lib
     from min_llm.parallel import launch as launcher
+    from min_llm.reporting import reporter
     from min_llm.train.config import RunConfig, check
     from min_llm.train.environment import commit
 
@@ -52,6 +54,12 @@ def launch(
         raise UserError("--slurm and --kubernetes are two ways; give one of them.")
     overrides = [s for s in settings if "=" in s]
     cfg = check(config_lib.load(RunConfig, paths[0] if paths else None, overrides))
+    each, size = gpus if slurm or kubernetes else devices_per_process, cfg.parallel.mesh.size
+    if (each and each * processes != size) or (size % processes and not slurm and not kubernetes):
+        raise UserError(
+            f"parallel.mesh is for {size} devices, which {processes} processes of {each or 'equally many'} devices do "
+            "not make. Change one of them."
+        )
     folder = Path(cfg.out) / cfg.name
     job = launcher.Job(cfg.name, folder, processes, tuple(settings))
     if kubernetes:
@@ -61,18 +69,12 @@ def launch(
             raise UserError("A JobSet runs a container: give --image NAME with min_llm in it.")
         sys.stdout.write(yaml.safe_dump(launcher.jobset(job, image, gpus, claim), sort_keys=False))
         return
-    each = cfg.parallel.mesh.size // processes
-    if not slurm and (each * processes != cfg.parallel.mesh.size or devices_per_process not in (0, each)):
-        raise UserError(
-            f"parallel.mesh is for {cfg.parallel.mesh.size} devices, which {processes} processes of "
-            f"{devices_per_process or 'equally many'} devices do not make. Change one of them."
-        )
     job = launcher.Job(cfg.name, folder, processes, tuple(settings), launcher.snapshot(folder, commit()))
     if slurm:
         options = dict(option.partition("=")[::2] for option in sbatch or [])
         submit(job, launcher.slurm(job, options, gpus, time))
         return
-    ending = launcher.local(job, each, lambda text: sys.stderr.write(f"min-llm: {text}\n") and None)
+    ending = launcher.local(job, size // processes, reporter().info)
     if ending.rank is not None:
         sys.stderr.write(describe(job, ending))
     if ending.status:
@@ -84,7 +86,9 @@ def submit(job: Job, script: str) -> None:
     path = job.folder / "launch.sbatch"
     path.write_text(script, encoding="utf-8")
     if shutil.which("sbatch") is None:
-        raise UserError(f"There is no sbatch on this machine. The script is {path}: submit it where there is.")
+        raise UserError(
+            f"There is no sbatch on this machine. The script is {path}: submit it where there is."
+        )
     done = subprocess.run(["sbatch", str(path)], text=True, capture_output=True)
     if done.returncode:
         raise UserError(f"sbatch refused {path}: {done.stderr.strip() or done.stdout.strip()}")
@@ -96,9 +100,13 @@ def describe(job: Job, ending: Ending) -> str:
     from min_llm.train.checkpoints import Checkpoints
 
     latest = Checkpoints(job.folder / "checkpoints").latest()
-    goes_on = f"The last checkpoint is step {latest}; the" if latest is not None else "There is no checkpoint yet; the"
+    goes_on = (
+        f"The last checkpoint is step {latest}; the"
+        if latest is not None
+        else "There is no checkpoint yet; the"
+    )
     last = f"Its last lines:\n{ending.output}\n" if ending.output else ""
     return (
-        f"{last}min-llm: process {ending.rank} of {job.processes} {ending.how}; the others were ended within "
-        f"{ending.seconds:.0f} s. {goes_on} same command resumes, with any number of processes.\n"
+        f"{last}min-llm: process {ending.rank} of {job.processes} {ending.how}; the others ended within "
+        f"{ending.seconds:.1f} s. {goes_on} same command resumes, with any number of processes.\n"
     )

@@ -12,6 +12,7 @@ from min_llm.cli import data, models, tokenizer
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
 from min_llm.cli.launch import launch
+from min_llm.cli.plan import plan
 from min_llm.cli.report import probe_app, report
 from min_llm.cli.sample import sample
 from min_llm.cli.train import train
@@ -32,7 +33,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command()(models.info)
 app.command()(models.arithmetic)
-app.command()(models.plan)
+app.command()(plan)
 app.command()(coverage)
 app.command()(doctor)
 

@@ -1,4 +1,4 @@
-"""`min-llm info|arithmetic|plan`: what a model holds and costs, before anything runs."""
+"""`min-llm info|arithmetic`: what a model holds and costs, before anything runs."""
 
 from __future__ import annotations
 
@@ -145,61 +145,6 @@ def arithmetic(
     show(header, rows, right=(0, 1, 2, 3, 5, 6))
 
 
-def plan(
-    settings: Annotated[list[str], typer.Argument(metavar="CONFIG.yaml [key=value ...]", show_default=False)],
-    hardware: OnHardware = "measured",
-    mfu: Annotated[float, typer.Option(help="share of the peak that training is assumed to reach")] = 0.25,
-    vocab_size: Vocab = 0,
-    as_json: Json = False,
-) -> None:
-    """Memory, FLOPs and time of the training run that CONFIG describes."""
-    import dataclasses
-
-    from min_llm.config import UserError
-    from min_llm.nn.runtime import resolve as resolve_runtime
-    from min_llm.plan import memory
-    from min_llm.plan.flops import flops_per_token, training_seconds
-    from min_llm.plan.hardware import named
-    from min_llm.train.config import check
-
-    if not 0 < mfu <= 1:
-        raise UserError(f"--mfu is {mfu}; it is a share of the peak, above 0 and at most 1.")
-    run, note = load_run_config(settings, vocab_size)
-    t, on = check(run).train, named(hardware)
-    cfg: Any = run.model
-    runtime = resolve_runtime(run.runtime, cfg.n_layers)
-    flops = flops_per_token(cfg, t.seq_len)
-    need = memory.training(cfg, t.batch_size, t.seq_len, runtime, t.micro_batches)
-    tokens = t.steps * t.batch_size * t.seq_len
-    peak = on.peak(runtime.dtype)
-    facts: dict[str, Any] = {
-        "note": note,
-        "hardware": dataclasses.asdict(on),
-        "runtime": dataclasses.asdict(runtime),
-        "tokens": tokens,
-        "flops_per_token": dataclasses.asdict(flops),
-        "flops": tokens * flops.training,
-        "bytes": dataclasses.asdict(need) | {"total": need.total},
-        "seconds_at_peak": training_seconds(tokens, flops, peak),
-        "seconds": training_seconds(tokens, flops, peak, mfu),
-        "mfu": mfu,
-    }
-    if as_json:
-        return print_json(facts)
-    say(f"{t.steps:,} steps of {t.batch_size} x {t.seq_len} tokens: {tokens:,} tokens, "
-        f"{quantity(facts['flops'])}FLOPs ({flops.formula}, N = {flops.n:,})", note)  # fmt: skip
-    show(("memory at the peak of a step", ""), [
-        *((f.name, size(getattr(need, f.name))) for f in dataclasses.fields(need) if f.name != "logits"),
-        ("total", size(need.total)),
-    ], right=(1,))  # fmt: skip
-    if on.memory:
-        verdict = "fits" if need.total <= on.memory else "does NOT fit"
-        say(f"It {verdict} the {size(on.memory)} of {on.name} ({runtime.dtype}, remat {runtime.remat}).")
-    at_peak, assumed = duration(facts["seconds_at_peak"]), duration(facts["seconds"])
-    say(f"Time on {on.name}: {at_peak} at its {runtime.dtype} peak of {quantity(peak)}FLOP/s, "
-        f"{assumed} at an assumed MFU of {mfu:.0%} (--mfu).")  # fmt: skip
-
-
 def resolve(model: str, vocab_size: int) -> tuple[ModelConfig, str]:
     """The model of a preset, a run folder or a configuration file, and what was assumed about it."""
     from min_llm.models import preset
@@ -224,7 +169,7 @@ def load_run_config(settings: list[str], vocab_size: int) -> tuple[RunConfig, st
         raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
     run = config_lib.load(RunConfig, paths[0] if paths else None, [s for s in settings if "=" in s])
     kind, _, learned = run.data.tokenizer.partition(":")
-    if kind == "bpe" and learned.isdigit() and not vocab_size:
+    if kind == "bpe" and learned.isdigit() and not vocab_size and not run.model.vocab_size:
         vocab_size = int(learned)
     cfg, note = with_vocabulary(run.model, vocab_size)
     return dataclasses.replace(run, model=cfg), note

@@ -36,13 +36,11 @@ def arrange(batch: Batch, cp: int) -> Batch:
     if cp == 1:
         return batch
     places = order(batch.tokens.shape[1], cp)
-    index = np.broadcast_to(np.arange(len(places), dtype=np.int32), batch.tokens.shape)
-    given = {
-        "positions": index if batch.positions is None else batch.positions,
-        "index": index if batch.index is None else batch.index,
-    }
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)} | given
-    return Batch(**{name: None if x is None else np.asarray(x)[:, places] for name, x in fields.items()})
+    index: Any = np.broadcast_to(np.arange(len(places), dtype=np.int32), batch.tokens.shape)
+    implied = {"positions": index, "index": index}
+    given = {name: x for name, x in vars(batch).items() if x is not None}
+    moved: dict[str, Any] = {name: np.asarray(x)[:, places] for name, x in (implied | given).items()}
+    return dataclasses.replace(batch, **moved)
 
 
 def attend(

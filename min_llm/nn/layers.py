@@ -37,9 +37,10 @@ def run_layers(
     for stack in stacks:
         n = jax.tree.leaves(stack)[0].shape[0]
         run = _scan if runtime.scan else _unroll
+        stats: probe.Stats = {}
         with sharded.keeping_gathered(runtime.keep_gathered):
             if "pp" in axes.sizes():
-                x, stats = _pipelined(run, layer, stack, x, cache, rows, first, runtime), {}
+                x = _pipelined(run, layer, stack, x, cache, rows, first, runtime)
             else:
                 x, cache, stats = run(layer, stack, x, cache, rows, first, n)
         outer = probe._collected.get()

@@ -8,7 +8,7 @@ part goes v times round the ring (the interleaved schedule of Narayanan et al. 2
     ticks = M·v + n − 1,  of which n − 1 are idle;     n ranks, M parts, v rounds
 
 Gradients come from differentiating the loop, so all forward ticks are before all backward ones. Ranks that are idle
-compute on stale numbers and what they make is never read.
+compute on stale numbers and what they make is never read. Embedding and head are outside: every rank computes them.
 """
 
 from __future__ import annotations

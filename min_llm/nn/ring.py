@@ -1,8 +1,8 @@
-"""Ring attention (Liu et al. 2023): keys and values travel round the devices of cp, and no device ever holds them all.
+"""Ring attention (Liu et al. 2023): keys and values travel round the devices of cp, a portion at a time.
 
-The contrast to gathering them (`context`): memory for keys and values does not grow with cp, but every mask must be
-evaluated piece by piece, and a causal mask leaves most devices waiting unless the places are balanced
-(`context.order`).
+The contrast to gathering them (`context`), written plainly: every mask is evaluated piece by piece. A forward pass
+never holds more than one portion. The derivative of the loop below keeps the portions it has seen, so training holds
+what gathering does; a backward pass that sends them round again would not.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ _keep: ContextVar[bool] = ContextVar("keep", default=False)
 @contextlib.contextmanager
 def keeping_gathered(keep: bool) -> Iterator[None]:
     """Products traced in the body hold their gathered parameter from the forward to the backward pass, where it is
-    otherwise gathered again: half the gathering for the memory of the whole parameters (the paper's choice)."""
+    otherwise gathered again: half the gathering of a micro-batch for the memory of the whole parameters (the choice
+    of Llama 3 section 3.3.2)."""
     token = _keep.set(keep)
     try:
         yield

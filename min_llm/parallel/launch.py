@@ -195,7 +195,9 @@ def free_port() -> int:
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+    """The last lines of a process's output, without gloo's chatter."""
+    text = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return "\n".join([line for line in text if not line.startswith("[Gloo]")][-lines:])
 
 
 # Through SLURM
@@ -219,14 +221,20 @@ def slurm(job: Job, options: Mapping[str, str], gpus: int = 0, limit: str = "") 
         "output": str(job.folder.absolute() / "slurm-%j.txt"),
         **options,
     }
-    header = "\n".join(f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in given.items())
-    code = f"export PYTHONPATH={shlex.quote(str(job.code))}${{PYTHONPATH:+:$PYTHONPATH}}\n" if job.code else ""
+    header = "\n".join(
+        f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in given.items()
+    )
+    code = (
+        f"export PYTHONPATH={shlex.quote(str(job.code))}${{PYTHONPATH:+:$PYTHONPATH}}\n" if job.code else ""
+    )
     return f"""#!/bin/bash
 {header}
 # Written by `min-llm launch`. Before the time limit and on preemption every task gets SIGTERM: the run saves a
 # checkpoint and ends with status {TO_BE_CONTINUED}, and the job goes back into the queue.
+trap : TERM
 cd {shlex.quote(str(Path.cwd()))} || exit 1
-{code}export {COORDINATOR}="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
+{code}first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+export {COORDINATOR}="$first:$((20000 + SLURM_JOB_ID % 20000))"
 export {PROCESSES}="$SLURM_NTASKS"
 
 srun --kill-on-bad-exit=1 {shlex.join(job.command(sys.executable))}

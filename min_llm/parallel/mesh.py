@@ -130,9 +130,16 @@ def alone(params: Any) -> Iterator[Any]:
         yield params
         return
     whole = jax.tree.map(lambda x: jax.reshard(x, P(*[None] * x.ndim)).addressable_data(0), params)
+    with one_device():
+        yield whole
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Run the body on this process's first device, whatever the mesh in use."""
     one = jax.make_mesh((1,), ("one",), axis_types=(AxisType.Explicit,), devices=jax.local_devices()[:1])
     with jax.set_mesh(one):
-        yield whole
+        yield
 
 
 def words(cfg: MeshConfig) -> str:
@@ -162,14 +169,14 @@ def check(cfg: MeshConfig, model: Any, spec: Any, batch: int, seq_len: int) -> N
             rule = axes.RULES[axis] if axis is not None and axis != "kv_heads" else None
             for mesh_axis in (rule,) if isinstance(rule, str) else rule or ():
                 if size % shape[mesh_axis]:
+                    hint = (
+                        " Set model.vocab_size to a multiple; the rest stays unused."
+                        if axis == "vocab"
+                        else ""
+                    )
                     raise UserError(
-                        f"{name} has {size} {AXIS_WORDS.get(axis, axis)}, which parallel.mesh.{mesh_axis} = "
-                        f"{shape[mesh_axis]} does not divide."
-                        + (
-                            " Set model.vocab_size to a multiple; the rest stays unused."
-                            if axis == "vocab"
-                            else ""
-                        )
+                        f"{name} has {size} {AXIS_WORDS.get(str(axis), axis)}, which parallel.mesh.{mesh_axis} = "
+                        f"{shape[mesh_axis]} does not divide.{hint}"
                     )
     if batch % cfg.rows:
         raise UserError(

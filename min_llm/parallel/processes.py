@@ -2,8 +2,8 @@
 
 Each process runs the same program on its own devices; a mesh spans the devices of all. A launcher (`parallel.launch`)
 says in the environment where they meet and how many they are; `joined` makes this process one of them before JAX
-starts. What is written down is written by the primary, process 0; everything that moves arrays between devices is
-called by all, in the same order.
+starts. What is written down is written by the primary, process 0, into a run folder on a disk that all share; what
+moves arrays between devices is called by all, in the same order.
 
 Between steps processes talk through JAX's coordination service, a small key-value store in process 0, and not with
 their devices. It also watches: whoever has been silent for `HEARTBEAT` seconds counts as dead, and JAX then aborts
@@ -31,7 +31,9 @@ RANKS = (PROCESS, "SLURM_PROCID", "JOB_COMPLETION_INDEX")  # ours, SLURM's, a Ku
 HEARTBEAT = 10  # seconds of silence after which a process counts as dead
 PATIENCE = 3600  # seconds to wait where another process may be writing or preparing something
 
-_count = itertools.count()  # barriers and shared values are numbered: all processes come by them in the same order
+_count = (
+    itertools.count()
+)  # barriers and shared values are numbered: all processes come by them in the same order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +115,20 @@ def _leave() -> None:
 def _end(here: Place, error: BaseException) -> None:
     """Say why and end the process, with the statuses of `min-llm`."""
     known = isinstance(error, UserError) or type(error).__name__ == "TrainingStopped"
-    if not known:
-        traceback.print_exception(error)
     text = str(error) if known else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-    sys.stderr.write(
-        f"min-llm: process {here.rank} of {here.count} on {socket.gethostname()}: {text}\n"
-        + ("" if known else "If it lost a connection, another process has ended: see its own last lines.\n")
-    )
+    if lost_connection(text):
+        text = f"It has lost another process, which ended or cannot be reached. ({text})"
+    elif not known:
+        traceback.print_exception(error)
+    sys.stderr.write(f"min-llm: process {here.rank} of {here.count} on {socket.gethostname()}: {text}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def lost_connection(text: str) -> bool:
+    """Whether an error's text says that another process is gone: gloo's, NCCL's or the coordination service's."""
+    return any(word in text for word in ("Gloo", "NCCL", "CoordinationService", "coordination service"))
 
 
 def _state() -> Any:
@@ -163,13 +169,17 @@ def share(value: Any) -> Any:
     return json.loads(client.blocking_key_value_get(key, PATIENCE * 1000))
 
 
-def gather(value: Any) -> list[Any]:
-    """Everybody's value, which JSON can hold, by process, in every process."""
+def collect(value: Any) -> list[Any]:
+    """Everybody's value, which JSON can hold, by process, in the primary; [] in the others, which do not wait."""
     if count() == 1:
         return [value]
-    key, client = f"min_llm/{next(_count)}", _state().client
-    client.key_value_set(f"{key}/{rank()}", json.dumps(value))
-    return [json.loads(client.blocking_key_value_get(f"{key}/{r}", PATIENCE * 1000)) for r in range(count())]
+    key, client = f"min_llm/{next(_count)}/", _state().client
+    client.key_value_set(f"{key}{rank()}", json.dumps(value))
+    if not primary():
+        return []
+    values = [json.loads(client.blocking_key_value_get(f"{key}{r}", PATIENCE * 1000)) for r in range(count())]
+    client.key_value_delete(key)  # and all under it
+    return values
 
 
 class Agreement:

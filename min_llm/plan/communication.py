@@ -15,7 +15,8 @@ nn.context and nn.pipeline are what is counted here):
     dp, ep, cp    float32 gradients of the pieces, summed
     cp     keys and values, gathered; their gradients, scattered
     tp     a layer gathers P for each block, forward, and again for the gradient of each block's last product; it sums P
-           for each block's last product forward and for each other product backward. Rematerialisation repeats the forward part
+           for each block's last product forward and for each other product backward. Rematerialisation repeats what
+           is forward
     pp     P from stage to stage, in every turn and both ways; the result of all parts and its gradient
 
 tests/plan compares this with the collectives in XLA's compiled programs.
@@ -105,7 +106,9 @@ def _tensor(job: Job) -> Iterator[Transfer]:
     again = (remat != "none") + (job.mesh.pp > 1 and remat != "selective")
     yield _transfer(job, "activations", "gather", "tp", stream, blocks * (2 + again) * runs)
     # full rematerialisation makes the first block's result again; the last one is not needed
-    yield _transfer(job, "activations", "scatter", "tp", stream, (2 * blocks - 1 if remat == "full" else blocks) * runs)
+    yield _transfer(
+        job, "activations", "scatter", "tp", stream, (2 * blocks - 1 if remat == "full" else blocks) * runs
+    )
     summed = sum("tp" in cut(p, job.mesh) for p in columns)
     yield _transfer(job, "gradients of activations", "sum", "tp", stream, summed * runs)
     if cfg.n_kv_heads % job.mesh.tp:  # each device has them all and uses one: the gradient comes back to all
@@ -164,8 +167,8 @@ def _ends(job: Job) -> Iterator[Transfer]:
 
 
 def gathers_table(job: Job, table: Param) -> bool:
-    """Whether XLA gathers the embedding table over tp, as it does where that is small beside the rows of the tokens: 4 times
-    as large it was gathered, 8 times as large it was not."""
+    """Whether XLA gathers the embedding table over tp, as it does where that is small beside the rows of the tokens:
+    4 times as large it was gathered, 8 times as large it was not."""
     return table.size <= 4 * job.part_tokens * job.parts * table.shape[-1]
 
 

@@ -20,6 +20,7 @@ class Hardware:
 
     links: B/s that it sends to its neighbours on one axis of a mesh, 0 where unknown; near: how many devices such links
     join; network: B/s that it sends beyond them. shared: several devices are virtual and share all of these numbers.
+    here: it is this machine.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Hardware:
     near: int = 1
     network: float = 0.0
     shared: bool = False
+    here: bool = False
 
     def peak(self, dtype: str = "bfloat16") -> float:
         """FLOP/s of products whose weights are stored as `dtype`. Integer and float8 weights are unpacked and
@@ -50,8 +52,8 @@ class Hardware:
     def sends(self, devices: int, stride: int) -> float:
         """B/s that one device sends along an axis of `devices`, each `stride` devices from the next.
 
-        A ring among near devices runs over their links. One that goes beyond them leaves through the network adapters of
-        those of its members that are near each other, all at once, and is no faster than the links.
+        A ring among near devices runs over their links. One that goes beyond them leaves through the network adapters
+        of those of its members that are near each other, all at once, and is no faster than the links.
         """
         inside = max(1, min(devices, self.near // stride))
         if inside == devices and self.links:
@@ -67,38 +69,94 @@ class Hardware:
         """One of so many devices: virtual ones have a part of the machine."""
         if not self.shared or devices == 1:
             return self
-        part = {name: getattr(self, name) / devices for name in ("flops_bfloat16", "flops_float32", "bandwidth", "links")}
+        part = {
+            name: getattr(self, name) / devices
+            for name in ("flops_bfloat16", "flops_float32", "bandwidth", "links")
+        }
         return dataclasses.replace(self, memory=self.memory // devices, **part)
 
 
 # Sources: [L3] Llama 3 paper's MFU (published-numbers.md section 6); [N] NVIDIA's product pages and datasheets, whose
 # headline numbers are with sparsity and twice these; [T] docs.cloud.google.com/tpu; [K] the Transformer Inference
 # Arithmetic post; [C] the Throughput-is-all-you-need post. Gigabytes are decimal, as vendors give them.
-# Links, one way, half of what vendors print. NVLink [N]: 900 GB/s for the H100 and H200, 1,800 for the B200, 600 for the
-# A100, all 8 devices of a machine; PCIe 4.0 x16: 64. Network, one adapter a device: 400 Gb/s for the H100 (DGX H100; [L3]
-# section 3.3.1), H200 and B200, 200 Gb/s for the A100 (DGX A100). TPUs [T]: a chip's 400, 1,200 and 800 GB/s both ways over
-# 4, 6 and 4 ports, of which a ring on one dimension of the torus uses two; pods of 256, 8,960 and 256 chips. Between pods:
-# 6.4 Tb/s a v5e pod, 50 Gb/s a v5p chip.
+# Links, one way, half of what vendors print. NVLink [N]: 900 GB/s for the H100 and H200, 1,800 for the B200, 600 for
+# the A100, all 8 devices of a machine; PCIe 4.0 x16: 64. Network, one adapter a device: 400 Gb/s for the H100 (DGX
+# H100; [L3] section 3.3.1), H200 and B200, 200 Gb/s for the A100 (DGX A100). TPUs [T]: a chip's 400, 1,200 and 800 GB/s
+# both ways over 4, 6 and 4 ports, of which a ring on one dimension of the torus uses two; pods of 256, 8,960 and 256
+# chips. Between pods: 6.4 Tb/s a v5e pod, 50 Gb/s a v5p chip.
 NAMED = {
     hardware.name: hardware
     for hardware in (
         # SXM. [L3] 989.4; [N] 3.35 TB/s, 80 GB HBM3
-        Hardware("h100", 989.4e12, 3.35e12, 80 * 10**9, kinds=("NVIDIA H100 80GB HBM3",), links=450e9, near=8, network=50e9),
+        Hardware(
+            "h100",
+            989.4e12,
+            3.35e12,
+            80 * 10**9,
+            kinds=("NVIDIA H100 80GB HBM3",),
+            links=450e9,
+            near=8,
+            network=50e9,
+        ),
         # [N] the same die as the H100; 4.8 TB/s, 141 GB HBM3e
-        Hardware("h200", 989.4e12, 4.8e12, 141 * 10**9, kinds=("NVIDIA H200",), links=450e9, near=8, network=50e9),
+        Hardware(
+            "h200", 989.4e12, 4.8e12, 141 * 10**9, kinds=("NVIDIA H200",), links=450e9, near=8, network=50e9
+        ),
         # [N] 8 devices: 36 PFLOP/s bf16 with sparsity (HGX B200), 64 TB/s and 1,440 GB (DGX B200)
-        Hardware("b200", 2.25e15, 8.0e12, 180 * 10**9, kinds=("NVIDIA B200",), links=900e9, near=8, network=50e9),
+        Hardware(
+            "b200", 2.25e15, 8.0e12, 180 * 10**9, kinds=("NVIDIA B200",), links=900e9, near=8, network=50e9
+        ),
         # [N], [K] 312 TFLOP/s; 1,555 GB/s with 40 GB, 2,039 GB/s with 80 GB
-        Hardware("a100-40gb", 312e12, 1.555e12, 40 * 10**9, kinds=("NVIDIA A100-SXM4-40GB",), links=300e9, near=8, network=25e9),
-        Hardware("a100-80gb", 312e12, 2.039e12, 80 * 10**9, kinds=("NVIDIA A100-SXM4-80GB",), links=300e9, near=8, network=25e9),
+        Hardware(
+            "a100-40gb",
+            312e12,
+            1.555e12,
+            40 * 10**9,
+            kinds=("NVIDIA A100-SXM4-40GB",),
+            links=300e9,
+            near=8,
+            network=25e9,
+        ),
+        Hardware(
+            "a100-80gb",
+            312e12,
+            2.039e12,
+            80 * 10**9,
+            kinds=("NVIDIA A100-SXM4-80GB",),
+            links=300e9,
+            near=8,
+            network=25e9,
+        ),
         # [N] Ada whitepaper: 165.2 TFLOP/s with float32 accumulation (twice that with float16); [C] 1,008 GB/s, 24 GB
-        Hardware("rtx-4090", 165.2e12, 1.008e12, 24 * 10**9, kinds=("NVIDIA GeForce RTX 4090",), links=32e9, near=8),
+        Hardware(
+            "rtx-4090", 165.2e12, 1.008e12, 24 * 10**9, kinds=("NVIDIA GeForce RTX 4090",), links=32e9, near=8
+        ),
         # [T] v5e: 197 TFLOP/s, 819 GB/s, 16 GB
-        Hardware("tpu-v5e", 197e12, 8.19e11, 16 * 10**9, kinds=("TPU v5 lite", "TPU v5e"), links=100e9, near=256, network=3.1e9),
+        Hardware(
+            "tpu-v5e",
+            197e12,
+            8.19e11,
+            16 * 10**9,
+            kinds=("TPU v5 lite", "TPU v5e"),
+            links=100e9,
+            near=256,
+            network=3.1e9,
+        ),
         # [T] v5p: 459 TFLOP/s, 2,765 GB/s, 95 GB
-        Hardware("tpu-v5p", 459e12, 2.765e12, 95 * 10**9, kinds=("TPU v5", "TPU v5p"), links=200e9, near=8960, network=6.25e9),
+        Hardware(
+            "tpu-v5p",
+            459e12,
+            2.765e12,
+            95 * 10**9,
+            kinds=("TPU v5", "TPU v5p"),
+            links=200e9,
+            near=8960,
+            network=6.25e9,
+        ),
         # [T] v6e: 918 TFLOP/s, 1,638 GB/s (older pages: 1,600 and 1,640), 32 GB
-        Hardware("tpu-v6e", 918e12, 1.638e12, 32 * 10**9, kinds=("TPU v6 lite", "TPU v6e"), links=200e9, near=256),
+        Hardware(
+            "tpu-v6e", 918e12, 1.638e12, 32 * 10**9, kinds=("TPU v6 lite", "TPU v6e"), links=200e9, near=256
+        ),
     )
 }
 
@@ -133,6 +191,7 @@ def measured() -> Hardware:
         links=top["bytes"] / 2 if virtual else 0.0,  # what is sent is read and written
         near=2**30 if virtual else 1,
         shared=virtual,
+        here=True,
     )
 
 

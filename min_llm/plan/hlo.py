@@ -18,7 +18,14 @@ import numpy as np
 
 from min_llm.parallel.mesh import MeshConfig, coordinates
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+    "ragged-all-to-all",
+)
 WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
          "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
 
@@ -30,6 +37,7 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 EXPLICIT = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 OVER = re.compile(r"replica_groups=@?\w*mesh\[(.*?)\](?:,? ?device_ids=\((.*?)\))? ?\{(.*?)\}")
+RANGE = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
@@ -74,7 +82,8 @@ def totals(found: list[Collective]) -> dict[tuple[str, str], float]:
     """Bytes by ("gather", "reduce", "shift" or "exchange", axis).
 
     One over several axes counts on each of them, as if done one axis after the other. A reduction that leaves every
-    device its piece and one that leaves it everything count alike: XLA's CPU backend writes the first as the second and a slice.
+    device its piece and one that leaves it everything count alike: XLA's CPU backend writes the first as the second
+    and a slice.
     """
     names = {"all-gather": "gather", "collective-permute": "shift", "all-to-all": "exchange",
              "ragged-all-to-all": "exchange"}  # fmt: skip
@@ -111,10 +120,19 @@ def _reached(bodies: dict[str, list[str]], name: str, times: int = 1) -> Iterato
         for inner in called:
             trips = TRIPS.search(line)
             if " while(" in line and trips is None:
-                if any(f" {kind}" in deep for lines, _ in _reached(bodies, inner) for deep in lines for kind in KINDS):
-                    raise ValueError(f"XLA does not say how often the loop {inner} runs, and it holds collectives.")
+                if any(
+                    f" {kind}" in deep
+                    for lines, _ in _reached(bodies, inner)
+                    for deep in lines
+                    for kind in KINDS
+                ):
+                    raise ValueError(
+                        f"XLA does not say how often the loop {inner} runs, and it holds collectives."
+                    )
                 continue
-            yield from _reached(bodies, inner, times * (int(trips.group(1)) if trips and " while(" in line else 1))
+            yield from _reached(
+                bodies, inner, times * (int(trips.group(1)) if trips and " while(" in line else 1)
+            )
 
 
 def _axes(line: str, mesh: MeshConfig) -> tuple[str, ...]:
@@ -128,30 +146,34 @@ def _axes(line: str, mesh: MeshConfig) -> tuple[str, ...]:
 def _groups(line: str, devices: int) -> list[list[int]]:
     """Who talks to whom, in any of the three ways in which XLA writes it; the pairs of a permutation.
 
-    [[0, 1], [2, 3]] is {{0,1},{2,3}}, a transposed range [2,2]<=[4], or since JAX 0.12 mesh['a'=2,'b'=2] {'b'}.
+    [[0, 1], [2, 3]] is {{0,1},{2,3}}, a transposed range [2,2]<=[4], or over an axis, mesh['a'=2,'b'=2] {'b'}.
     """
     if over := OVER.search(line):
-        if over.group(2):
-            raise ValueError(f"Replica groups with an order of devices are not understood: {over.group(0)}")
         dims = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", over.group(1))}
         chosen = re.findall(r"'(\w+)'", over.group(3))
         if ":" in over.group(3):
             raise ValueError(f"Replica groups over a part of an axis are not understood: {over.group(0)}")
-        ids = np.arange(math.prod(dims.values())).reshape(tuple(dims.values()))
+        order = over.group(2) or f"[{math.prod(dims.values())}]"  # in which the mesh has the devices
+        ids = _range(*RANGE.fullmatch(order).groups()).reshape(tuple(dims.values()))  # type: ignore[union-attr]
         last = [list(dims).index(name) for name in chosen]
         ids = ids.transpose([i for i in range(len(dims)) if i not in last] + last)
         return ids.reshape(-1, math.prod(dims[name] for name in chosen)).tolist()
     if iota := IOTA.search(line):
-        shape, source = ([int(n) for n in iota.group(i).split(",")] for i in (1, 2))
-        ids = np.arange(math.prod(source)).reshape(source)
-        if iota.group(3):
-            ids = ids.transpose([int(n) for n in iota.group(3).split(",")])
-        return ids.reshape(shape).tolist()
+        return _range(*iota.group(2, 3)).reshape([int(n) for n in iota.group(1).split(",")]).tolist()
     if explicit := EXPLICIT.search(line):
-        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit.group(1))]
+        return [
+            [int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit.group(1))
+        ]
     if "replica_groups={}" in line:
         return [list(range(devices))]
     raise ValueError(f"The replica groups of this instruction are not understood: {line.strip()[:200]}")
+
+
+def _range(shape: str, permutation: str | None) -> np.ndarray:
+    """0, 1, 2, … in a shape, "2,4", with its axes in another order, "1,0"."""
+    sizes = [int(n) for n in shape.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(n) for n in permutation.split(",")]) if permutation else ids
 
 
 def _bytes(type_text: str, opcode: str) -> float:

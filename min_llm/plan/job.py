@@ -9,8 +9,9 @@ from typing import Any
 
 from min_llm import models
 from min_llm.nn import axes
-from min_llm.nn.runtime import Runtime
+from min_llm.nn.runtime import ACCELERATOR_LOGITS, SCAN_FROM_LAYERS, Runtime, RuntimeConfig
 from min_llm.parallel.mesh import MeshConfig
+from min_llm.plan.hardware import Hardware
 from min_llm.spec import Param, leaves
 
 
@@ -22,7 +23,7 @@ class Job:
     rows: int
     seq_len: int
     runtime: Runtime
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     micro_batches: int = 1
 
     @property
@@ -80,6 +81,19 @@ class Job:
     def local(self, p: Param, *gathered: str) -> float:
         """Values of a parameter on one device, whole over the mesh axes named `gathered`."""
         return p.size / pieces(p, self.mesh, gathered)
+
+
+def runtime_on(hardware: Hardware, cfg: RuntimeConfig, n_layers: int) -> Runtime:
+    """What `nn.runtime.resolve` would choose on an accelerator that is not here."""
+    tpu = hardware.name.startswith("tpu")
+    scan = n_layers >= SCAN_FROM_LAYERS.get("tpu" if tpu else "gpu", 0)
+    return Runtime(
+        dtype="bfloat16" if cfg.dtype == "auto" else cfg.dtype,
+        attention=("xla" if tpu else "cudnn") if cfg.attention == "auto" else cfg.attention,
+        scan=scan if cfg.layers == "auto" else cfg.layers == "scan",
+        remat=cfg.remat,
+        logits_per_chunk=cfg.logits_per_chunk or ACCELERATOR_LOGITS,
+    )
 
 
 @functools.lru_cache(maxsize=8)

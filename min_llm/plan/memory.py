@@ -56,7 +56,9 @@ class TrainingMemory:
     activations: float  # kept for the backward pass by all layers
     workspace: float  # alive beside them at the peak: one layer's backward pass, or the loss
     logits: float  # of one chunk of the loss; part of the workspace where the loss is the peak
-    gathered: float = 0.0  # parameters whole over fsdp, beyond those of the layer that runs (plan.mesh_memory)
+    gathered: float = (
+        0.0  # parameters whole over fsdp, beyond those of the layer that runs (plan.mesh_memory)
+    )
 
     @property
     def total(self) -> float:

@@ -1,8 +1,8 @@
 """Bytes on one device at the peak of a training step on a mesh.
 
-What `memory` counts on one device, cut by the axes that cut it, and what a mesh adds. Per token and layer, with D the model
-dimension and h·K, g·K and F the device's share of the widths of queries, keys and hidden units, a layer keeps for its
-backward pass, in the compute dtype,
+What `memory` counts on one device, cut by the axes that cut it, and what a mesh adds. Per token and layer, with D the
+model dimension and h·K, g·K and F the device's share of the widths of queries, keys and hidden units, a layer keeps for
+its backward pass, in the compute dtype,
 
     2·D / tp + 2·D      inputs of the two norms, in pieces over tp, and their outputs, whole
     3·h·K + 2·g·K·cp    queries, attention's result twice, and keys and values of the whole sequence
@@ -10,14 +10,15 @@ backward pass, in the compute dtype,
 
 On top comes the largest of three moments:
 
-    attention   its backward pass: six blocks of scores (blockwise) or the probabilities three times (XLA's), the layer's
-                own pieces, and float32 gradients of the layer's feed-forward matrices, whole over fsdp until they are reduced
+    attention   its backward pass: six blocks of scores (blockwise) or the probabilities three times (XLA's), the
+                layer's own pieces, and float32 gradients of the layer's feed-forward matrices, whole over fsdp until
+                they are reduced
     mlp         hidden units of the layer and their gradients, its matrices gathered and their gradients
     loss        logits, which a mesh does not cut in chunks, and their gradient, float32
 
-and all the time the gradients that are summed up, and those of the head and of the embedding table, whole. Unrolled layers
-let XLA gather all parameters at the beginning and reduce all gradients at the end. A pipeline keeps the weights of a
-stage once for every turn. How many there are of each was read from XLA's lists of live buffers (CPU, jaxlib 0.12);
+and all the time the gradients that are summed up, and those of the head and of the embedding table, whole. Unrolled
+layers let XLA gather all parameters at the beginning and reduce all gradients at the end. A pipeline keeps the weights
+of a stage once for every turn. How many there are of each was read from XLA's lists of live buffers (CPU, jaxlib 0.12);
 bench/plan.py compares the total with `memory_analysis`, on meshes that were looked at meanwhile and on others.
 """
 
@@ -33,7 +34,11 @@ from min_llm.plan.memory import BYTES, TrainingMemory
 from min_llm.spec import Param, leaves
 
 F32 = 4
-SCORES = {"blockwise": 6, "xla": 3, "reference": 3}  # copies of scores alive in the backward pass; others keep none
+SCORES = {
+    "blockwise": 6,
+    "xla": 3,
+    "reference": 3,
+}  # copies of scores alive in the backward pass; others keep none
 GAPS = 0.04  # XLA lays buffers out with gaps between them: 3-12 % measured
 KEY_BLOCK = 128  # keys that blockwise attention looks at once
 
@@ -54,7 +59,9 @@ def training(job: Job) -> TrainingMemory:
         gathered = 1.5 * job.n_layers * layer.gathered
     elif job.runtime.keep_gathered and job.mesh.fsdp > 1:
         gathered = job.layer_runs * layer.gathered
-    ends = _ends(job) * (2 if cut_in_parts and job.mesh.fsdp > 1 else 1)  # gathered before the loop over micro-batches
+    ends = _ends(job) * (
+        2 if cut_in_parts and job.mesh.fsdp > 1 else 1
+    )  # gathered before the loop over micro-batches
     piece = job.part_tokens * job.model.dim * BYTES[job.runtime.dtype] / job.mesh.tp  # type: ignore[attr-defined]
     turns = job.ticks * stack / job.rounds + (2 * job.ticks + job.parts) * piece if job.mesh.pp > 1 else 0.0
     one_stage = 2 * stack / job.rounds if job.mesh.pp > 1 else 0.0  # its gradients: of a turn, and their sum
@@ -100,7 +107,8 @@ class Layer:
         attention = norms + 2 * cfg.dim + 3 * queries + 2 * keys * cp
         scores = _scores(job)
         kept = {
-            "none": token * (attention + units) + (scores if runtime.attention in ("xla", "reference") else 0),
+            "none": token * (attention + units)
+            + (scores if runtime.attention in ("xla", "reference") else 0),
             "selective": token * (2 * cfg.dim / tp + queries + 2 * keys + ups * hidden),
         }.get(runtime.remat, token * cfg.dim / tp)
         own = {p: job.local(p, "fsdp") for p in matrices}

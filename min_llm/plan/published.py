@@ -1,6 +1,6 @@
 """Table 4 of "The Llama 3 Herd of Models": how Llama 3 405B was laid out on up to 16,384 H100s, and how fast it was.
 
-    MFU = BF16 TFLOP/s reached on each GPU / 989.4, the H100's dense peak
+MFU = BF16 TFLOP/s reached on each GPU / 989.4, the H100's dense peak
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from min_llm.plan.hardware import named
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line. rows: of a batch, for each data-parallel group. tflops: 1e12 FLOP/s a GPU. mfu: as printed, in percent."""
+    """One line. rows: of a batch, for each data-parallel group. tflops: 1e12 FLOP/s a GPU. mfu: as printed, percent."""
 
     gpus: int
     tp: int

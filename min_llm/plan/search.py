@@ -30,8 +30,8 @@ class Proposal:
 def propose(job: Job, hardware: Hardware, devices: int, reserve: float = 0.1) -> tuple[list[Proposal], int]:
     """Meshes of so many devices for the job's batch, fastest first, and how many were too large for the memory.
 
-    A batch that is too large at once is cut into more micro-batches. The share `reserve` of the memory is kept free; where
-    the memory is unknown everything fits. A pipeline has 2 · pp parts, or as many as there are rows.
+    A batch that is too large at once is cut into more micro-batches. The share `reserve` of the memory is kept free;
+    where the memory is unknown everything fits. A pipeline has 2 · pp parts, or as many as there are rows.
     """
     if devices < 1:
         raise UserError(f"--devices is {devices}; it must be at least 1.")
@@ -52,8 +52,8 @@ def propose(job: Job, hardware: Hardware, devices: int, reserve: float = 0.1) ->
 
 
 def fitted(job: Job, mesh: MeshConfig) -> Iterator[Job]:
-    """The job on that mesh, in its own number of micro-batches and then twice as many again and again; nothing where model
-    or batch cannot be cut so."""
+    """The job on that mesh, in its own number of micro-batches and then twice as many again and again; nothing where
+    model or batch cannot be cut so."""
     micro_batches = job.micro_batches
     while micro_batches <= job.rows:
         rows = job.rows // micro_batches

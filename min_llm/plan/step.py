@@ -4,8 +4,9 @@
     memory     bytes that elementwise passes, the loss and the optimizer read and write / bandwidth
     an axis    bytes that one device sends along it / what it can send there (hardware.sends)
 
-Products keep the multipliers busy and elementwise passes the memory, one after the other, so the two add up. Activations
-over tp and keys and values over cp are waited for. Parameters, gradients and a pipeline's shifts travel meanwhile:
+Products keep the multipliers busy and elementwise passes the memory, one after the other, so the two add up.
+Activations over tp and keys and values over cp are waited for. Parameters, gradients and a pipeline's shifts travel
+meanwhile:
 
     step = max(compute + memory + tp + cp,  dp + fsdp + ep + pp)
 
@@ -25,21 +26,25 @@ from min_llm.plan.job import Job
 from min_llm.plan.memory import BYTES
 from min_llm.spec import leaves
 
-EFFICIENCY = 0.75  # share of the peak that products of a transformer's shapes reach
+# Share of the peak that products reach: a large one on an H200 reached 696 of the 989 TFLOP/s of its datasheet
+# (bench/results/gpu.nvidia-h200.json); on CPU the peak itself is measured, but shapes are smaller.
+EFFICIENCY = 0.7
 WAITED_FOR = ("cp", "tp")
-# Passes over one value a token and layer, forward and backward, each a read or a write. A norm reads its input and writes
-# its output, reads both gradient and input and writes a gradient; each block adds to the residual stream, both ways.
+# Passes over one value a token and layer, forward and backward, each a read or a write. A norm reads its input and
+# writes its output, reads both gradient and input and writes a gradient; each block adds to the residual stream, both
+# ways.
 NORMS_AND_SUMS = 22  # of D
 ROTATION = 4  # of the widths of queries and keys
 UNITS = 8  # of F: gate, up and product; the product's gradient, gate and up, and their gradients
 SCORES = 8  # of each score that exists: written and read twice, both ways
-OPTIMIZER = 8  # of each parameter, float32: gradient (twice, with its norm), parameter and both moments, read and written
+# Of each parameter, float32: gradient (twice, with its norm), parameter and both moments, read and written.
+OPTIMIZER = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Seconds of one step. axes: by axis of the mesh. flops: what one device computes, recomputation and idle turns of a
-    pipeline included. model_flops: of the whole step by the formula of `flops`, as MFU counts them."""
+    """Seconds of one step. axes: by axis of the mesh. flops: what one device computes, recomputation and idle turns of
+    a pipeline included. model_flops: of the whole step by the formula of `flops`, as MFU counts them."""
 
     compute: float
     memory: float

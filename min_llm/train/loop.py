@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from min_llm.config import dump
 from min_llm.data.loader import Prefetcher
 from min_llm.kernels import peaks
 from min_llm.nn import axes
-from min_llm.parallel import processes
+from min_llm.parallel import processes, stragglers
 from min_llm.plan.flops import Flops, flops_per_token, mfu
 from min_llm.reporting import reporter
 from min_llm.train.checkpoints import describe
@@ -90,7 +91,7 @@ class Loop:
         self.flops: Flops = flops_per_token(task.model, cfg.train.seq_len)
         self.peak = peaks.measure()["flops_" + task.runtime.dtype] * cfg.parallel.mesh.size
         self.compiled: dict[bool, Any] = {}
-        self.clock = Clock()
+        self.clock, self.slow = Clock(), stragglers.Stragglers()
 
     # Starting
 
@@ -168,7 +169,9 @@ class Loop:
                     self.read(*pending)
                 done += 1
                 pending = (done, out)
-                stopping = agreed(bool(stop))  # asked once a step: a signal that comes later ends the next one
+                stopping = agreed(
+                    bool(stop)
+                )  # asked once a step: a signal that comes later ends the next one
                 if done == t.steps or stopping or self.at_boundary(done):
                     self.read(*pending)
                     pending = None
@@ -242,6 +245,7 @@ class Loop:
                 "tokens": done * self.tokens_per_step,
             }
             perf = self.performance(self.timed)
+            perf |= self.compare(perf)
             self.losses, self.timed = [], 0
             self.metrics.write(done, "train", values, perf)
             self.display({"step": done, "kind": "train", **values, "perf": perf})
@@ -268,6 +272,24 @@ class Loop:
             "elapsed": self.clock.elapsed(),
             **memory(),
         }
+
+    def compare(self, perf: dict[str, float]) -> dict[str, float]:
+        """The slowest of several processes, and what its step takes in medians of all; one that stays slow is named."""
+        if processes.count() == 1:
+            return {}
+        began = time.perf_counter()
+        told = processes.collect((perf["data_wait"] * perf["step_seconds"], stragglers.pace()))
+        self.clock.pause(time.perf_counter() - began)
+        if not told:
+            return {}
+        own = stragglers.own_seconds(perf["step_seconds"], *zip(*told, strict=True))
+        for rank, ratio in self.slow.feed(own).items():
+            reporter().warn(
+                f"Process {rank} is slow: a step takes it {ratio:.2f} times as long as the median of "
+                f"{processes.count()} processes."
+            )
+        slowest = max(range(len(own)), key=own.__getitem__)
+        return {"slowest_process": slowest, "slowest_ratio": own[slowest] / statistics.median_low(own)}
 
     def show(self, done: int, kind: str, values: dict[str, Any]) -> None:
         self.display({"step": done, "kind": kind, **values})

@@ -8,15 +8,26 @@ from the model presets, and memory from XLA, which plans its buffers from shapes
 from __future__ import annotations
 
 import json
-import pathlib
-import re
 
 import numpy as np
 
 from min_llm.reference.attention import build_mask
 from min_llm.reference.batch import pack
+from notes.figures import drawing
+from notes.figures.drawing import (
+    BLUE,
+    FOLDER,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    RED,
+    new_figure,
+    size,
+    write_tables,
+)
 
-FOLDER = pathlib.Path(__file__).parent
 CHAPTER = FOLDER.parent / "attention.md"
 MEASURED = FOLDER / "attention.json"
 MODELS = ("llama3-8b", "llama3-70b", "llama3-405b")
@@ -106,15 +117,6 @@ def measure():
     }
 
 
-def size(n_bytes):
-    """12 -> "12 B", 8 * 2**30 -> "8 GiB": three digits and a unit."""
-    value, unit = float(n_bytes), 0
-    while value >= 1024 and unit < 4:
-        value, unit = value / 1024, unit + 1
-    digits = f"{value:,.0f}" if value >= 99.95 or value == int(value) else f"{value:.3g}"
-    return f"{digits} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
-
-
 def online_example():
     """The running (m, l, o) of one query over the blocks (0, 2) and (3), their values 10, 20 and 30."""
     m, total, out, rows = -np.inf, 0.0, 0.0, []
@@ -196,23 +198,10 @@ def memory_table():
 TABLES = {"kv": kv_table, "memory": memory_table}
 
 
-def write_tables():
-    text = CHAPTER.read_text()
-    for name, table in TABLES.items():
-        block = f"<!-- table {name} -->\n{table()}\n<!-- end -->"
-        text, n = re.subn(
-            f"<!-- table {name} -->.*?<!-- end -->", lambda _, b=block: b, text, flags=re.DOTALL
-        )
-        if n != 1:
-            raise ValueError(f"{CHAPTER} has {n} blocks '<!-- table {name} -->'; it needs one")
-    CHAPTER.write_text(text)
-
-
 # Figures ------------------------------------------------------------------------------------------------------
 
-INK, MUTED, GRID = "#222222", "#777777", "#dddddd"
-DOCUMENTS = ["#c9c9c9", "#2f6db3", "#d97706", "#3f9a5f"]  # padding, then documents 1, 2, 3
-SERIES = {"reference": "#b3432f", "xla": "#d99a06", "blockwise": "#2f6db3"}
+DOCUMENTS = ["#c9c9c9", BLUE, ORANGE, GREEN]  # padding, then documents 1, 2, 3
+SERIES = {"reference": RED, "xla": "#d99a06", "blockwise": BLUE}
 
 
 def plotted():
@@ -226,43 +215,15 @@ def plotted():
     }
 
 
-def new_figure(width, height, columns=1):
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "svg.hashsalt": "min_llm",
-            "svg.fonttype": "none",
-            "font.family": "sans-serif",
-            "font.size": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": MUTED,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-        }
-    )
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    return figure, axes
-
-
 def save(figure, name):
-    """Deterministic: no date, no version, ids from a fixed salt."""
-    data = json.dumps(plotted()[name], separators=(",", ":"))
-    metadata = {"Date": None, "Creator": None, "Description": data}
-    figure.savefig(FOLDER / f"attention-{name}.svg", metadata=metadata, facecolor="white")
+    drawing.save(figure, FOLDER / f"attention-{name}.svg", plotted()[name])
 
 
 def draw_mask():
     from matplotlib.patches import Rectangle
 
     figure, axes = new_figure(8.2, 4.3, columns=2)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     segments = packed_row().segment_ids[0]
     for ax, (title, mask) in zip(axes, masks().items(), strict=True):
         for s, t in np.argwhere(mask):
@@ -286,6 +247,7 @@ def draw_mask():
 
 def draw_memory():
     figure, ax = new_figure(6.6, 4.0)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     measured, cfg = json.loads(MEASURED.read_text()), preset(MODELS[0])
     lengths = np.array(measured["lengths"])
     mib = 2.0**20
@@ -321,6 +283,7 @@ def draw_memory():
 
 def draw_kv():
     figure, ax = new_figure(6.6, 2.7)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     rows = kv_rows()
     for y, (_, cfg, kinds) in enumerate(reversed(rows)):
         ax.plot(list(kinds.values()), [y] * 3, color=GRID, zorder=1)
@@ -352,7 +315,7 @@ def main():
     draw_mask()
     draw_memory()
     draw_kv()
-    write_tables()
+    write_tables(CHAPTER, TABLES)
 
 
 if __name__ == "__main__":

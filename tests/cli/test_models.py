@@ -105,9 +105,45 @@ def test_plan_of_a_run(config):
     assert parts["total"] == pytest.approx(
         sum(parts[k] for k in ("parameters", "gradients", "optimizer", "activations", "workspace"))
     )
+    assert facts["mfu"] == 0.5
+    assert facts["transfers"] == []
+    predicted = answer("plan", config, "train.steps=20", "runtime.dtype=bfloat16")
+    assert predicted["seconds"] == pytest.approx(20 * predicted["step"]["seconds"])
+    assert predicted["mfu"] == pytest.approx(predicted["seconds_at_peak"] / predicted["seconds"])
     text = run("plan", config)
-    assert "memory at the peak" in text
-    assert "fits" in text
+    for expected in ("memory at the peak", "fits", "is the largest term", "MFU", "6N + 12·L·H·K·S"):
+        assert expected in text
+    assert "axis" not in text
+
+
+ON_A_MESH = ("model.preset=llama3-8b", "train.batch_size=64", "train.seq_len=8192", "--hardware", "h100")
+
+
+def test_plan_on_a_mesh_counts_what_travels():
+    mesh = ("parallel.mesh.fsdp=4", "parallel.mesh.tp=2", "runtime.layers=scan")
+    facts = answer("plan", *mesh, *ON_A_MESH)
+    assert facts["runtime"]["dtype"] == "bfloat16"  # what that hardware would run, not this machine
+    assert facts["runtime"]["attention"] == "cudnn"
+    assert set(facts["step"]["axes"]) == {"fsdp", "tp"}
+    gathered = next(t for t in facts["transfers"] if t["what"] == "parameters")
+    # 32 layers, both passes, bfloat16, halves; devices send three quarters
+    matrices = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336
+    assert gathered["sent"] == 0.75 * 32 * 2 * 2 * matrices / 2
+    text = run("plan", *mesh, *ON_A_MESH, "parallel.mesh.pp=2")
+    for expected in ("fsdp 4 x pp 2 x tp 2", "each device", "gradients of activations", "a bubble of 25.0%"):
+        assert expected in text
+
+
+def test_plan_proposes_meshes():
+    facts = answer("plan", *ON_A_MESH, "runtime.remat=full", "--devices", 8, "--proposals", 3)
+    assert len(facts["proposals"]) == 3
+    seconds = [p["seconds"] for p in facts["proposals"]]
+    assert seconds == sorted(seconds)
+    assert all(p["bytes"] < 0.9 * 80e9 for p in facts["proposals"])
+    text = run("plan", *ON_A_MESH, "runtime.remat=full", "--devices", 8)
+    assert "meshes fit" in text
+    assert "fsdp 8" in text
+    assert "Nothing fits" in run("plan", "model.preset=llama3-405b", *ON_A_MESH[1:], "--devices", 2)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +158,8 @@ def test_plan_of_a_run(config):
         (("plan", "model.preset=mini-1m", "--mfu", "2"), "--mfu is 2"),
         (("plan", "model.preset=mini-1m", "train.seq_len=100000"), "longer than 'model.max_seq_len'"),
         (("plan", "train.stepz=1"), "steps"),
+        (("plan", "parallel.mesh.tp=3"), "tp must divide"),
+        (("plan", "--devices", "-1", "model.preset=mini-1m"), "--devices is -1"),
     ],
 )
 def test_bad_input_is_a_sentence(arguments, message):

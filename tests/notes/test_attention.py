@@ -1,6 +1,5 @@
 """The chapter on attention: its numbers, tables, figures and code are what the code gives."""
 
-import json
 import pathlib
 import re
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from notes.figures import attention as figures
+from notes.figures import drawing
 
 TEXT = figures.CHAPTER.read_text()
 PROSE = re.sub(r"<!-- table .*?<!-- end -->|```.*?```", "", TEXT, flags=re.DOTALL)
@@ -38,10 +38,8 @@ def test_tables_are_up_to_date(name):
 
 @pytest.mark.parametrize("name", ["mask", "memory", "kv"])
 def test_figures_are_up_to_date(name):
-    svg = (figures.FOLDER / f"attention-{name}.svg").read_text()
     assert f"figures/attention-{name}.svg" in TEXT
-    stored = re.search(r"<dc:description>(.*?)</dc:description>", svg, flags=re.DOTALL)[1]
-    assert json.loads(stored.replace("&quot;", '"')) == figures.plotted()[name]
+    assert drawing.stored(figures.FOLDER / f"attention-{name}.svg") == figures.plotted()[name]
 
 
 def test_code_blocks_run():
@@ -76,7 +74,7 @@ def test_this_jax_plans_memory_as_the_chapter_says():
     [(12, "12 B"), (2**33, "8 GiB"), (1008 * 2**30, "1,008 GiB"), (1.5 * 2**20, "1.5 MiB"), (2**41, "2 TiB")],
 )
 def test_sizes_in_words(n_bytes, text):
-    assert figures.size(n_bytes) == text
+    assert drawing.size(n_bytes) == text
 
 
 def test_figures_are_the_same_bytes_each_time(tmp_path, monkeypatch):
