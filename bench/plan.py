@@ -146,6 +146,21 @@ UNSEEN = {
     "unseen-cp-fsdp": Case({"cp": 2, "fsdp": 4}, MEDIUM, SCAN, 8, 1024),
     "unseen-dp-fsdp-tp": Case({"dp": 2, "fsdp": 2, "tp": 2}, MEDIUM, BLOCKS, 32),
 }
+MIXTURE = dict(
+    family="mixtral",
+    n_layers=4,
+    dim=128,
+    n_heads=8,
+    n_kv_heads=4,
+    hidden_dim=256,
+    vocab_size=1024,
+    max_seq_len=512,
+)
+SEEN |= {
+    "moe-ep-fsdp": Case({"ep": 4, "fsdp": 2}, MIXTURE, BLOCKS),
+    "moe-ep-tp": Case({"ep": 2, "fsdp": 2, "tp": 2}, MIXTURE, BLOCKS | {"remat": "selective"}),
+    "moe-pp-ep": Case({"pp": 2, "ep": 2, "dp": 2}, MIXTURE, BLOCKS | {"remat": "full", "pipeline_parts": 2}),
+}
 CASES = SEEN | UNSEEN
 
 

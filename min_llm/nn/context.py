@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from min_llm.kernels import attention
 from min_llm.kernels.mask import Mask
 from min_llm.nn import axes, ring
 from min_llm.nn.batch import Batch
+from min_llm.nn.manual import on_devices
 from min_llm.nn.runtime import Runtime
 
 
@@ -55,45 +54,8 @@ def attend(
     k, v = spread(k), spread(v)
     k, v = (axes.shard(x, "batch", "seq", "heads", "head_dim") for x in (k, v))
     mask = jax.tree.map(lambda x: jax.reshard(x, _rows(x)), mask)
-    in_pipeline = "pp" not in axes.explicit()
     name = "ring" if runtime.context == "ring" else runtime.attention
-    return (_in_pipeline if in_pipeline else _on_devices)(name, q, k, v, mask)
-
-
-def _on_devices(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    return _manual(functools.partial(_local, name), q, q, k, v, mask)
-
-
-def _manual(local: Callable[..., Any], results: Any, *operands: Any) -> Any:
-    """`local` on every device's part of the operands; its results are laid out like the arrays `results`."""
-    call = jax.shard_map(
-        local,
-        in_specs=jax.tree.map(axes.partition, operands),
-        out_specs=jax.tree.map(axes.partition, results),
-        axis_names=set(axes.explicit()),  # all: JAX cannot transpose an all-gather beside explicit axes
-        check_vma=False,  # kernels that are not XLA's do not say how their results vary
-    )
-    return call(*operands)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _in_pipeline(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    """Attention inside the pipeline's shard_map, computed again in the backward pass: JAX cannot carry residuals out
-    of a shard_map within another, nor see that its results differ from rank to rank."""
-    return jax.lax.pcast(_on_devices(name, q, k, v, mask), "pp", to="varying")
-
-
-def _in_pipeline_backward(name: str, operands: tuple, d_out: Array) -> tuple:
-    def local(q: Array, k: Array, v: Array, mask: Mask, d_out: Array) -> tuple[Array, Array, Array]:
-        # arguments are still typed by pp, results of any sum are not, and both must agree
-        q, k, v, mask, d_out = jax.tree.map(lambda x: x + jnp.zeros((), x.dtype), (q, k, v, mask, d_out))
-        return jax.vjp(lambda q, k, v: _local(name, q, k, v, mask), q, k, v)[1](d_out)
-
-    grads = _manual(local, operands[:3], *operands, d_out)
-    return *(jax.lax.pcast(d, "pp", to="varying") for d in grads), None
-
-
-_in_pipeline.defvjp(lambda name, *operands: (_in_pipeline(name, *operands), operands), _in_pipeline_backward)
+    return on_devices(functools.partial(_local, name), q, k, v, mask)
 
 
 def _local(name: str, q: Array, k: Array, v: Array, mask: Mask) -> Array:

@@ -29,7 +29,7 @@ def _shard_map(local: Callable[..., Any], results: Any, operands: tuple) -> Any:
         local,
         in_specs=jax.tree.map(axes.partition, operands),
         out_specs=jax.tree.map(axes.partition, results),
-        axis_names=set(axes.explicit()),
+        axis_names=set(axes.explicit()),  # all: JAX cannot transpose an all-gather beside explicit axes
         check_vma=False,  # kernels that are not XLA's do not say how their results vary
     )
     return call(*operands)
@@ -65,10 +65,9 @@ def _backward(local: Callable[..., Array], operands: tuple, dy: Array) -> tuple:
 
 def _uncut(x: Array) -> tuple[str, ...]:
     """The axes of the mesh that do not cut an array."""
-    cut = {
-        name for entry in axes.partition(x) for name in ((entry,) if isinstance(entry, str) else entry or ())
-    }
-    return tuple(name for name in axes.explicit() if name not in cut)
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in axes.partition(x))
+    cut = {name for entry in entries for name in entry}
+    return tuple(name for name in axes.sizes() if name not in cut)
 
 
 _in_pipeline.defvjp(lambda local, *operands: (_in_pipeline(local, *operands), operands), _backward)

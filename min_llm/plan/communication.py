@@ -6,17 +6,20 @@ What travels for N values on an axis of n devices, in bytes that each device sen
     scatter   sums, of which every device keeps its piece  (n − 1) / n · N
     sum       sums that every device keeps (all-reduce)    2 · (n − 1) / n · N
     shift     to the neighbour                             N
+    exchange  a part for every device (all-to-all)         (n − 1) / n · N
 
 By axis, with P the bytes of the residual stream of one part in the compute dtype, whole over tp (nn.sharded,
 nn.context and nn.pipeline are what is counted here):
 
     fsdp   parameters, gathered in the compute dtype for the forward and again for the backward pass (once where they
            are kept); float32 gradients, scattered
-    dp, ep, cp    float32 gradients of the pieces, summed
+    dp, ep, cp    float32 gradients of the pieces, summed (of experts not over ep, which cuts them)
+    ep     rows of a mixture's tokens to their experts and back, forward and backward: P for every device along ep, the
+           room that nn.moe has for the worst case
     cp     keys and values, gathered; their gradients, scattered
     tp     a layer gathers P for each block, forward, and again for the gradient of each block's last product; it sums P
            for each block's last product forward and for each other product backward. Rematerialisation repeats what
-           is forward
+           is forward. A mixture gathers what arrived over ep, and sums it forward and backward
     pp     P from stage to stage, in every turn and both ways; the result of all parts and its gradient
 
 tests/plan compares this with the collectives in XLA's compiled programs.
@@ -32,8 +35,8 @@ from min_llm.plan.job import Job, cut
 from min_llm.plan.memory import BYTES
 from min_llm.spec import Param, leaves
 
-Kind = Literal["gather", "scatter", "sum", "shift"]
-SENT = {"gather": 1, "scatter": 1, "sum": 2}
+Kind = Literal["gather", "scatter", "sum", "shift", "exchange"]
+SENT = {"gather": 1, "scatter": 1, "exchange": 1, "sum": 2}
 F32 = 4
 
 
@@ -61,7 +64,7 @@ class Transfer:
 
 def transfers(job: Job) -> list[Transfer]:
     """All that travels in one step, apart from what is smaller than a token a row."""
-    made = (*_parameters(job), *_tensor(job), *_context(job), *_pipeline(job), *_ends(job))
+    made = (*_parameters(job), *_tensor(job), *_experts(job), *_context(job), *_pipeline(job), *_ends(job))
     return [t for t in made if t.devices > 1 and t.total]
 
 
@@ -88,10 +91,11 @@ def _parameters(job: Job) -> Iterator[Transfer]:
 
 def _gradients(job: Job, what: str, params: list[Param], times: int) -> Iterator[Transfer]:
     """Sums over the batch: scattered over fsdp, then the pieces over the other axes."""
-    whole, piece = sum(job.local(p, "fsdp") for p in params), sum(job.local(p) for p in params)
+    whole = sum(job.local(p, "fsdp") for p in params)
     yield _transfer(job, what, "scatter", "fsdp", whole * F32, times)
     for axis in ("dp", "ep", "cp"):
-        yield _transfer(job, what, "sum", axis, piece * F32, times)
+        pieces = sum(job.local(p) for p in params if axis not in cut(p, job.mesh))
+        yield _transfer(job, what, "sum", axis, pieces * F32, times)
 
 
 def _tensor(job: Job) -> Iterator[Transfer]:
@@ -100,20 +104,31 @@ def _tensor(job: Job) -> Iterator[Transfer]:
     size = BYTES[job.runtime.dtype]
     stream, runs = job.part_tokens * cfg.dim * size, job.layer_runs
     columns = [p for p in job.layer if p.role == "matrix" and p.axes[0] == "embed"]
-    blocks = sum(p.role == "matrix" and p.axes[-1] == "embed" for p in job.layer)
+    blocks = sum(p.role == "matrix" and p.axes[-1] == "embed" and p.axes[0] != "experts" for p in job.layer)
     remat = job.runtime.remat
     # a pipeline keeps its pieces and gathers them once more, unless the products are kept anyway
     again = (remat != "none") + (job.mesh.pp > 1 and remat != "selective")
     yield _transfer(job, "activations", "gather", "tp", stream, blocks * (2 + again) * runs)
     # full rematerialisation makes the first block's result again; the last one is not needed
-    yield _transfer(
-        job, "activations", "scatter", "tp", stream, (2 * blocks - 1 if remat == "full" else blocks) * runs
-    )
+    first = 1 if remat == "full" else 0
+    yield _transfer(job, "activations", "scatter", "tp", stream, (blocks + first) * runs)
     summed = sum("tp" in cut(p, job.mesh) for p in columns)
     yield _transfer(job, "gradients of activations", "sum", "tp", stream, summed * runs)
     if cfg.n_kv_heads % job.mesh.tp:  # each device has them all and uses one: the gradient comes back to all
         heads = job.part_tokens * job.mesh.tp * cfg.head_dim * size
         yield _transfer(job, "gradients of keys and values", "gather", "tp", heads, 2 * runs)
+
+
+def _experts(job: Job) -> Iterator[Transfer]:
+    """The tokens of a mixture over ep, and what arrived over tp."""
+    cfg: Any = job.model
+    if not job.choices:
+        return
+    arrived = job.mesh.ep * job.part_tokens * cfg.dim * BYTES[job.runtime.dtype]
+    again = job.runtime.remat != "none" or job.mesh.pp > 1  # there, but not back
+    yield _transfer(job, "tokens", "exchange", "ep", arrived / job.mesh.tp, (4 + again) * job.layer_runs)
+    yield _transfer(job, "tokens", "gather", "tp", arrived, (2 + again) * job.layer_runs)
+    yield _transfer(job, "tokens", "scatter", "tp", arrived, 2 * job.layer_runs)
 
 
 def _context(job: Job) -> Iterator[Transfer]:

@@ -50,6 +50,11 @@ class Job:
         return self.part_rows * self.seq_len // self.mesh.cp
 
     @property
+    def choices(self) -> int:
+        """Experts that a token goes through; 0 where the model is no mixture of them."""
+        return getattr(self.model, "experts_per_token", 0)
+
+    @property
     def parts(self) -> int:
         """Parts of a micro-batch that follow each other through the pipeline."""
         return self.runtime.pipeline_parts if self.mesh.pp > 1 else 1

@@ -6,7 +6,8 @@ its backward pass, in the compute dtype,
 
     2·D / tp + 2·D      inputs of the two norms, in pieces over tp, and their outputs, whole
     3·h·K + 2·g·K·cp    queries, attention's result twice, and keys and values of the whole sequence
-    3·F                 gate, up and their product
+    3·F                 gate, up and their product; ep · k · (3·F + 2·D) for a mixture with k experts a token, which has
+                        room for every token of every device along ep
 
 On top comes the largest of three moments:
 
@@ -107,16 +108,21 @@ class Layer:
         token = job.part_tokens * size  # bytes of one value for every token
         queries, keys = (n * cfg.head_dim / tp for n in (cfg.n_heads, max(cfg.n_kv_heads, tp)))
         matrices = [p for p in job.layer if p.role == "matrix"]
-        gated = sum("hidden" in p.axes[1:] for p in matrices) == 2
+        gated = sum(p.axes[-1] == "hidden" for p in matrices) == 2
         hidden, ups = cfg.hidden_dim / tp, 2 if gated else 1
         # LayerNorm and GELU are differentiated by JAX, which keeps more of them than RMSNorm and SwiGLU by hand
         norms, units = (2 * cfg.dim / tp, 3 * hidden) if gated else (4 * cfg.dim / tp, 5 * hidden)
+        moved, made = 3 * hidden + 3 * cfg.dim, ups * hidden
+        if job.choices:
+            rows = job.choices * job.mesh.ep  # of its experts, for each token
+            units, made = rows * (3 * hidden + 2 * cfg.dim), rows * (2 * hidden + cfg.dim)
+            moved = units + 3 * cfg.dim
         attention = norms + 2 * cfg.dim + 3 * queries + 2 * keys * cp
         scores = _scores(job)
         kept = {
             "none": token * (attention + units)
             + (scores if runtime.attention in ("xla", "reference") else 0),
-            "selective": token * (2 * cfg.dim / tp + queries + 2 * keys + ups * hidden),
+            "selective": token * (2 * cfg.dim / tp + queries + 2 * keys + made),
         }.get(runtime.remat, token * cfg.dim / tp)
         own = {p: job.local(p, "fsdp") for p in matrices}
         feed_forward = sum(n for p, n in own.items() if "hidden" in p.axes)
@@ -125,7 +131,7 @@ class Layer:
             attention=SCORES.get(runtime.attention, 0) * scores
             + token * (attention - norms + cfg.dim / tp + 2 * keys * (cp - 1))
             + feed_forward * F32,
-            mlp=token * (units + 3 * hidden + 3 * cfg.dim) + feed_forward * (size + F32),
+            mlp=token * (units + moved) + feed_forward * (size + F32),
             gathered=_total(matrices, job) * size,
             gradients=_total(matrices, job) * F32,
         )

@@ -17,7 +17,7 @@ from min_llm.plan.job import Job
 from min_llm.plan.memory import TrainingMemory
 from min_llm.plan.step import Step
 
-AXES = ("dp", "fsdp", "pp", "cp", "tp")  # ep belongs to mixtures of experts
+AXES = ("dp", "fsdp", "pp", "cp", "tp")  # and ep for mixtures of experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def propose(job: Job, hardware: Hardware, devices: int, reserve: float = 0.1) ->
         raise UserError(f"--devices is {devices}; it must be at least 1.")
     room = hardware.among(devices).memory * (1 - reserve) or float("inf")
     found, too_large = [], 0
-    for mesh in factorisations(devices):
+    for mesh in factorisations(devices, (*AXES, "ep") if job.choices else AXES):
         ways = list(fitted(job, mesh))
         needs = [mesh_memory.training(way) for way in ways]
         fits = next((i for i, need in enumerate(needs) if need.total <= room), None)

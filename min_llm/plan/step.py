@@ -35,6 +35,7 @@ WAITED_FOR = ("cp", "tp")
 # ways.
 NORMS_AND_SUMS = 22  # of D
 ROTATION = 4  # of the widths of queries and keys
+CHOICES = 11  # of D, a choice of a mixture: sorted and unsorted, weighed and added up, both ways
 UNITS = 8  # of F: gate, up and product; the product's gradient, gate and up, and their gradients
 SCORES = 8  # of each score that exists: written and read twice, both ways
 # Of each parameter, float32: gradient (twice, with its norm), parameter and both moments, read and written.
@@ -115,7 +116,8 @@ def device_flops(job: Job) -> float:
     recomputed. Every rank of a pipeline computes the head of the whole micro-batch."""
     cfg: Any = job.model
     passes = 4 if job.runtime.remat == "full" else 3
-    matrices = sum(job.local(p, "fsdp") for p in job.layer if p.role == "matrix")
+    # tokens come from all devices along ep, where routers spread them evenly
+    matrices = sum(job.local(p, "fsdp", "ep") * p.active for p in job.layer if p.role == "matrix")
     attention = 4 * cfg.n_heads * cfg.head_dim / job.mesh.tp * keys_seen(job)
     layers = job.layer_runs * job.part_tokens * (2 * matrices + attention) * passes
     head = cfg.vocab_size * cfg.dim / job.mesh.tp
@@ -136,7 +138,10 @@ def bytes_moved(job: Job) -> float:
     cfg: Any = job.model
     tp, size = job.mesh.tp, BYTES[job.runtime.dtype]
     heads = (cfg.n_heads + cfg.n_kv_heads) * cfg.head_dim / tp
-    values = NORMS_AND_SUMS * cfg.dim / tp + ROTATION * heads + UNITS * cfg.hidden_dim / tp
+    units = UNITS * cfg.hidden_dim / tp
+    if job.choices:
+        units = job.choices * (units + CHOICES * cfg.dim)
+    values = NORMS_AND_SUMS * cfg.dim / tp + ROTATION * heads + units
     if job.runtime.attention not in ("cudnn", "amx"):  # those keep scores on the chip
         values += SCORES * cfg.n_heads / tp * keys_seen(job)
     again = 4 / 3 if job.runtime.remat == "full" else 1

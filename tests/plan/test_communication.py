@@ -6,10 +6,10 @@ import json
 import pytest
 
 from min_llm import platform
-from min_llm.models import llama
+from min_llm.models import llama, mixtral
 from min_llm.nn.runtime import Runtime
 from min_llm.parallel.mesh import MeshConfig
-from min_llm.plan import communication, memory, mesh_memory
+from min_llm.plan import communication, memory, mesh_memory, step
 from min_llm.plan.job import Job
 
 CFG = llama.Config(n_layers=2, dim=64, n_heads=8, n_kv_heads=4, hidden_dim=96, vocab_size=512, max_seq_len=64)
@@ -81,6 +81,28 @@ def test_context_parallel_traffic_does_not_grow_with_query_heads():
     assert sums(dataclasses.replace(job({"cp": 4}), model=more), "keys and values") == {
         ("gather", "cp"): 2 * size
     }
+
+
+def test_tokens_go_to_their_experts_and_back_both_ways():
+    """All devices along ep have room for all tokens. Experts are not summed over ep, everything else is."""
+    moe = mixtral.Config(**{**vars(CFG), "n_experts": 8, "experts_per_token": 2})
+    made = dataclasses.replace(job({"ep": 4, "tp": 2}), model=moe)
+    arrived = 16 // 4 * 64 * 64 * 4 * 4  # rows, places, width, bytes, devices
+    assert sums(made, "tokens") == {
+        ("exchange", "ep"): 2 * 4 * arrived / 2,
+        ("gather", "tp"): 2 * 2 * arrived,
+        ("scatter", "tp"): 2 * 2 * arrived,
+    }
+    full = dataclasses.replace(made, runtime=Runtime(scan=True, remat="full"))
+    assert sums(full, "tokens")["exchange", "ep"] == 2 * 5 * arrived / 2
+    attention = (LAYER - 64 * 96 * 3) // 2
+    assert sums(made, "gradients") == {("sum", "ep"): 2 * (attention + 64 * 8) * 4}
+    # of eight experts a token multiplies two, wherever they are
+    one = dataclasses.replace(made, mesh=MeshConfig(dp=4, tp=2))
+    assert step.device_flops(made) == step.device_flops(one)
+    dense = dataclasses.replace(one, model=dataclasses.replace(CFG, hidden_dim=2 * 96))
+    routers = 2 * one.part_tokens * 6 * 64 * 8
+    assert step.device_flops(one) == step.device_flops(dense) + routers
 
 
 def test_a_pipeline_passes_parts_on_in_every_turn_and_its_bubble_is_the_papers():
