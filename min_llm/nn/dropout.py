@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from min_llm.nn import axes
+
 
 def dropout(x: Array, rate: float, key: jax.Array | None) -> Array:
     """x with a fraction `rate` of its entries zeroed and the rest scaled up; x itself without a key or a rate."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    if axes.on_mesh():
+        keep = jax.reshard(keep, axes.partition(x))
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

@@ -25,7 +25,8 @@ from min_llm.config import UserError
 from min_llm.nn import axes
 
 Tree = TypeVar("Tree")
-Stage = Callable[[Any, Array, Any, Array], Array]  # (layers, x, rows, index of the first layer) -> x
+# (layers, x, rows, a number for the first layer that none has in another part) -> x
+Stage = Callable[[Any, Array, Any, Array], Array]
 
 
 def run_pipeline(
@@ -51,9 +52,9 @@ def run_pipeline(
             first = jnp.where((rank == 0) & (lap == 0), _at(xs, part).astype(x.dtype), passed)
             # picked by number, the weights of a stage would be kept for the backward pass once for every tick
             weights = jax.tree.map(lambda w: w[0] if rounds == 1 else _at(w, lap), stages)
-            y = stage(
-                weights, first, jax.tree.map(lambda a: _at(a, part), rows), (lap * n + rank) * per_stage
-            )
+            part_rows = jax.tree.map(lambda a: _at(a, part), rows)
+            index = (lap * n + rank) * per_stage + part * (n_layers + 1)  # dropout differs from part to part
+            y = stage(weights, first, part_rows, index)
             return jax.lax.ppermute(y, "pp", ring), y
 
         # varying from here on: the gradient of the input is summed over pp once, and not in every tick
