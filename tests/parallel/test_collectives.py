@@ -8,9 +8,7 @@ import json
 
 import pytest
 
-from min_llm import platform
-
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.newest]
 
 LAYERS = {"n_layers": 4}
 FEW = {"n_layers": 2}
@@ -80,5 +78,4 @@ def test_a_ring_passes_instead_of_gathering(counted):
 def test_a_pipeline_passes_activations_on_and_gradients_back(counted):
     """And gathers nothing (the older XLA gathers rows of the batch inside the pipeline: slow, but right)."""
     assert counted["pp"]["collective-permute"] == 2
-    if platform.jaxlib_version() >= (0, 12):
-        assert counted["pp"]["all-gather"] == 0
+    assert counted["pp"]["all-gather"] == 0

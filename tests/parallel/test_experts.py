@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.newest]
 
 CASES = [
     ({"ep": 4}, {"attention": "xla", "scan": True}),

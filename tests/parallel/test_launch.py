@@ -55,6 +55,7 @@ def trainings(tmp_path_factory):
 
 
 @pytest.mark.devices
+@pytest.mark.newest
 def test_preempted_under_slurm_it_goes_on_with_one_process_losses(trainings, tmp_path):
     """SIGTERM to one of two tasks: both stop at the same step, the script requeues itself, the run is finished."""
     for name, text in SLURM.items():
