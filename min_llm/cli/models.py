@@ -217,7 +217,9 @@ def show(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[
         table.add_column(title, justify="right" if i in right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    wide = Console(width=1000).measure(table).maximum  # a line that wraps is read more easily than a number cut short
+    wide = (
+        Console(width=1000).measure(table).maximum
+    )  # a line that wraps is read more easily than a number cut short
     console = Console(highlight=False, width=max(Console().width, wide))
     console.print()
     console.print(table)

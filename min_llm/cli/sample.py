@@ -42,6 +42,7 @@ def sample(
         sampling,
         seed,
         loaded.tokenizer.eos,
+        loaded.tokenizer.vocab_size,
     )
     for ids in out:
         print(prompt + loaded.tokenizer.decode(ids))

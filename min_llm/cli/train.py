@@ -182,7 +182,15 @@ def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> H
             if not processes.primary():
                 return
             out = generate(
-                whole, cfg.model, task.runtime, prompts, s.max_tokens, sampling, step, tokenizer.eos
+                whole,
+                cfg.model,
+                task.runtime,
+                prompts,
+                s.max_tokens,
+                sampling,
+                step,
+                tokenizer.eos,
+                tokenizer.vocab_size,
             )
         with (folder / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"## Step {step}\n\n")

@@ -83,10 +83,12 @@ def generate(
     sampling: Sampling = Sampling(),
     seed: int = 0,
     eos: int | None = None,
+    vocab: int | None = None,
 ) -> list[list[int]]:
     """Continuations of token prompts (each at least one token), up to max_tokens each, cut before `eos`.
 
-    Prompt and continuation must fit max_seq_len together.
+    Prompt and continuation must fit max_seq_len together. vocab: only ids below it are drawn, for a model whose
+    vocabulary is padded beyond its tokenizer's.
     """
     longest = check(cfg, prompts, max_tokens)
     lengths = np.array([len(p) for p in prompts], np.int32)
@@ -95,7 +97,7 @@ def generate(
         row[: len(prompt)] = prompt
     room = _bucket(max_tokens)
     out = _generate(
-        params, cfg, runtime, tokens, lengths, room, sampling, jax.random.key(seed), eos, max_tokens
+        params, cfg, runtime, tokens, lengths, room, sampling, jax.random.key(seed), eos, max_tokens, vocab
     )
     return [_until(row[:max_tokens], eos) for row in np.asarray(out).tolist()]
 
@@ -109,7 +111,7 @@ def _until(row: list[int], eos: int | None) -> list[int]:
     return row[: row.index(eos)] if eos is not None and eos in row else row
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 5, 6, 8))
+@functools.partial(jax.jit, static_argnums=(1, 2, 5, 6, 8, 10))
 def _generate(
     params: Any,
     cfg: ModelConfig,
@@ -121,6 +123,7 @@ def _generate(
     key: jax.Array,
     eos: int | None,
     limit: Int[Array, ""] | int,
+    vocab: int | None,
 ) -> Int[Array, "b n"]:
     """Up to `limit` tokens a row, in a buffer of n."""
     rows, s = tokens.shape
@@ -128,7 +131,7 @@ def _generate(
     cache = caches.empty(cfg, rows, s + n, runtime.dtype)
     hidden, cache = models.forward(params, cfg, Batch(tokens), runtime, cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    token = choose(_logits(params, cfg, last), jax.random.fold_in(key, 0), sampling)
+    token = choose(_logits(params, cfg, last)[:, :vocab], jax.random.fold_in(key, 0), sampling)
     out = jnp.zeros((rows, n), jnp.int32).at[:, 0].set(token)
 
     def unfinished(carry: tuple) -> Array:
@@ -140,7 +143,7 @@ def _generate(
         place = (lengths + i - 1)[:, None]
         batch = Batch(token[:, None], positions=place, index=place)
         hidden, cache = models.forward(params, cfg, batch, runtime, cache)
-        token = choose(_logits(params, cfg, hidden), jax.random.fold_in(key, i), sampling)
+        token = choose(_logits(params, cfg, hidden)[:, :vocab], jax.random.fold_in(key, i), sampling)
         return i + 1, token, out.at[:, i].set(token), cache, done | _is(token, eos)
 
     carry = (jnp.int32(1), token, out, cache, _is(token, eos))

@@ -186,3 +186,13 @@ def test_the_temperature_shapes_the_distribution():
         tokens = np.asarray(choose(rows, jax.random.key(0), Sampling(temperature)))
         frequency = np.bincount(tokens, minlength=4) / 20_000
         assert np.all(np.abs(frequency - p) < 5 * np.sqrt(p * (1 - p) / 20_000))
+
+
+def test_only_the_tokenizers_ids_are_drawn():
+    """A padded vocabulary: without the bound some of the ids beyond it come, with it none, whatever the temperature."""
+    params = models.init(LLAMA, 0)
+    for sampling in (GREEDY, Sampling(5.0)):
+        free = generate(params, LLAMA, Runtime(), PROMPTS, 20, sampling)
+        assert any(i >= 7 for row in free for i in row)
+        bound = generate(params, LLAMA, Runtime(), PROMPTS, 20, sampling, vocab=7)
+        assert all(i < 7 for row in bound for i in row)
