@@ -38,7 +38,8 @@ def run_layers(
         n = jax.tree.leaves(stack)[0].shape[0]
         run = _scan if runtime.scan else _unroll
         stats: probe.Stats = {}
-        with sharded.keeping_gathered(runtime.keep_gathered):
+        # what is rematerialised is gathered again by that, just before its backward pass
+        with sharded.keeping_gathered(runtime.keep_gathered or runtime.remat != "none"):
             if "pp" in axes.sizes():
                 x = _pipelined(run, layer, stack, x, cache, rows, first, runtime)
             else:
