@@ -300,7 +300,14 @@ def test_ctrl_c_leaves_the_terminal_as_it_was():
     main, side = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24", "PYTHONUTF8": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=side, stdin=side, env=env, text=True
+        [sys.executable, "-c", CODE],
+        stdout=subprocess.PIPE,
+        stderr=side,
+        stdin=side,
+        env=env,
+        text=True,
+        # a shell that runs the tests in the background has it ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(side)
     assert process.stdout.readline() == "go\n"
