@@ -5,12 +5,14 @@ Nothing here imports JAX at module level: the flags must be set before JAX start
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform as host
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,17 @@ def run_in_turn() -> None:
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@contextlib.contextmanager
+def first_device() -> Iterator[None]:
+    """Run the body on this process's first device, whatever the mesh in use: on a mesh arrays live on every device."""
+    import jax
+    from jax.sharding import AxisType
+
+    one = jax.make_mesh((1,), ("one",), axis_types=(AxisType.Explicit,), devices=jax.local_devices()[:1])
+    with jax.set_mesh(one):
+        yield
 
 
 def trim() -> None:

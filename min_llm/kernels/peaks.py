@@ -39,11 +39,12 @@ def measure(repeats: int = 5) -> dict[str, float]:
         return before
     n = 1024 if jax.default_backend() == "cpu" else 8192
     busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1) if hasattr(os, "getloadavg") else False
-    found = {
-        "flops_float32": _matmul_flops(n, "float32", repeats),
-        "flops_bfloat16": _matmul_flops(n, "bfloat16", repeats),
-        "bytes": _copy_bytes(repeats),
-    }
+    with platform.first_device():
+        found = {
+            "flops_float32": _matmul_flops(n, "float32", repeats),
+            "flops_bfloat16": _matmul_flops(n, "bfloat16", repeats),
+            "bytes": _copy_bytes(repeats),
+        }
     known[key] = {name: max(value, before.get(name, 0.0)) for name, value in found.items()} | {
         "busy": before.get("busy", 0.0) + 1 if busy else 0.0
     }

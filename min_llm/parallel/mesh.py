@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from min_llm import platform
 from min_llm.config import UserError, option
 from min_llm.nn import axes, context
 from min_llm.nn.batch import Batch
@@ -130,16 +131,8 @@ def alone(params: Any) -> Iterator[Any]:
         yield params
         return
     whole = jax.tree.map(lambda x: jax.reshard(x, P(*[None] * x.ndim)).addressable_data(0), params)
-    with one_device():
+    with platform.first_device():
         yield whole
-
-
-@contextlib.contextmanager
-def one_device() -> Iterator[None]:
-    """Run the body on this process's first device, whatever the mesh in use."""
-    one = jax.make_mesh((1,), ("one",), axis_types=(AxisType.Explicit,), devices=jax.local_devices()[:1])
-    with jax.set_mesh(one):
-        yield
 
 
 def words(cfg: MeshConfig) -> str:

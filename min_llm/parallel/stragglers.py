@@ -54,9 +54,9 @@ def own_seconds(step: float, waits: Sequence[float], paces: Sequence[float]) -> 
 
 def pace(repeats: int = 5) -> float:
     """Seconds of a fixed product on this process's first device, the shortest of a few; milliseconds in all."""
-    from min_llm.parallel.mesh import one_device
+    from min_llm import platform
 
-    with one_device():
+    with platform.first_device():
         product, x = _product()
         times = []
         for _ in range(repeats):
