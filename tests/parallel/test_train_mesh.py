@@ -38,6 +38,7 @@ def train(run_python, monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.newest
 def test_twenty_steps_on_a_mesh_and_back_on_another(train, tmp_path):
     """Losses within 1e-4 of one device's (the bound that matters is 1e-3). From step 10 the run goes on on another
     mesh, with micro-batches' places in the batch as they were, and from step 20's checkpoint on one device."""
