@@ -8,6 +8,7 @@ alone, keeps to float64 unless told otherwise, and derives every gradient by han
     llama.py       Llama 3: the whole model, its loss and its gradients
     gpt2.py        GPT-2, the same way; the differences are the lesson
     mixtral.py     Mixtral: Llama with a mixture of experts
+    outside.py     logits, loss and gradients, from any of these models
     decode.py      greedy generation, with and without a KV cache
     adamw.py       the optimizer, one function
     batch.py       what a batch is, and documents packed into a row

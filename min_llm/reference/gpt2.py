@@ -19,10 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from min_llm.reference.attention import attend, attend_backward, build_mask
-from min_llm.reference.batch import complete
 from min_llm.reference.layers import (
-    cross_entropy,
-    cross_entropy_backward,
     einsum,
     einsum_backward,
     gelu,
@@ -30,7 +27,7 @@ from min_llm.reference.layers import (
     layer_norm,
     layer_norm_backward,
 )
-from min_llm.reference.params import restack, unstack
+from min_llm.reference.outside import outside
 
 PROJECT, OUT = "bsd,dhk->bshk", "bshk,hkd->bsd"
 UP, DOWN, HEAD = "bsd,df->bsf", "bsf,fd->bsd", "bsd,vd->bsv"
@@ -47,29 +44,6 @@ def shapes(cfg):
         layer |= {"mlp_norm_bias": (d,), "b_up": (f,), "b_down": (d,)}
         tree |= {"final_norm_bias": (d,)}
     return {**tree, "layers": [dict(layer) for _ in range(cfg.n_layers)]}
-
-
-# Three functions for the outside ----------------------------------------------------------------------------
-
-
-def logits(params, cfg, batch, dtype=np.float64):
-    """[B,S,V]; everything is computed in `dtype`."""
-    return forward(unstack(params, dtype), cfg, complete(batch))[0]
-
-
-def loss(params, cfg, batch, dtype=np.float64):
-    """Weighted mean negative log-likelihood of the targets, nats per token."""
-    batch = complete(batch)
-    return cross_entropy(logits(params, cfg, batch, dtype), batch.targets, batch.weights)
-
-
-def loss_and_grads(params, cfg, batch, dtype=np.float64):
-    """The loss and its gradient, in a tree like `params`."""
-    plain, batch = unstack(params, dtype), complete(batch)
-    z, _, saved = forward(plain, cfg, batch)
-    dz = cross_entropy_backward(z, batch.targets, batch.weights)
-    grads = backward(dz, plain, cfg, batch, saved)
-    return cross_entropy(z, batch.targets, batch.weights), restack(grads, like=params)
 
 
 # The model --------------------------------------------------------------------------------------------------
@@ -180,3 +154,6 @@ def mlp_block_backward(dy, saved, p, cfg):
     dh, dup = linear_backward(UP, gelu_backward(dact, up), h, p, "w_up", "b_up")
     dx, dnorm = norm_backward(dh, x, p, "mlp_norm", cfg)
     return dy + dx, {**dnorm, **dup, **ddown}
+
+
+logits, loss, loss_and_grads = outside(forward, backward)

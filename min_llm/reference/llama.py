@@ -20,10 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from min_llm.reference.attention import attend, attend_backward, build_mask
-from min_llm.reference.batch import complete
 from min_llm.reference.layers import (
-    cross_entropy,
-    cross_entropy_backward,
     einsum,
     einsum_backward,
     rms_norm,
@@ -33,7 +30,7 @@ from min_llm.reference.layers import (
     silu,
     silu_backward,
 )
-from min_llm.reference.params import restack, unstack
+from min_llm.reference.outside import outside
 
 QUERY, KEY, OUT = "bsd,dhk->bshk", "bsd,dgk->bsgk", "bshk,hkd->bsd"
 UP, DOWN, HEAD = "bsd,df->bsf", "bsf,fd->bsd", "bsd,dv->bsv"
@@ -47,29 +44,6 @@ def shapes(cfg):
     layer |= {"mlp_norm": (d,), "w_gate": (d, f), "w_up": (d, f), "w_down": (f, d)}
     tree = {"embed": (v, d), "layers": [dict(layer) for _ in range(cfg.n_layers)], "final_norm": (d,)}
     return tree if cfg.tie_embeddings else {**tree, "head": (d, v)}
-
-
-# Three functions for the outside ----------------------------------------------------------------------------
-
-
-def logits(params, cfg, batch, dtype=np.float64):
-    """[B,S,V]; everything is computed in `dtype`."""
-    return forward(unstack(params, dtype), cfg, complete(batch))[0]
-
-
-def loss(params, cfg, batch, dtype=np.float64):
-    """Weighted mean negative log-likelihood of the targets, nats per token."""
-    batch = complete(batch)
-    return cross_entropy(logits(params, cfg, batch, dtype), batch.targets, batch.weights)
-
-
-def loss_and_grads(params, cfg, batch, dtype=np.float64):
-    """The loss and its gradient, in a tree like `params`."""
-    plain, batch = unstack(params, dtype), complete(batch)
-    z, _, saved = forward(plain, cfg, batch)
-    dz = cross_entropy_backward(z, batch.targets, batch.weights)
-    grads = backward(dz, plain, cfg, batch, saved)
-    return cross_entropy(z, batch.targets, batch.weights), restack(grads, like=params)
 
 
 # The model --------------------------------------------------------------------------------------------------
@@ -163,3 +137,6 @@ def mlp_block_backward(dy, saved, p, cfg):
     dh_up, dup = einsum_backward(UP, dproduct * silu(gate), h, p["w_up"])
     dx, dnorm = rms_norm_backward(dh_gate + dh_up, x, p["mlp_norm"], cfg.norm_eps)
     return dy + dx, {"mlp_norm": dnorm, "w_gate": dgate, "w_up": dup, "w_down": ddown}
+
+
+logits, loss, loss_and_grads = outside(forward, backward)

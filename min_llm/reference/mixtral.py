@@ -11,10 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from min_llm.reference import llama
-from min_llm.reference.batch import complete
 from min_llm.reference.layers import (
-    cross_entropy,
-    cross_entropy_backward,
     einsum,
     einsum_backward,
     rms_norm,
@@ -25,7 +22,7 @@ from min_llm.reference.layers import (
     softmax,
     softmax_backward,
 )
-from min_llm.reference.params import restack, unstack
+from min_llm.reference.outside import outside
 
 # N: experts, the first axis of their matrices
 ROUTE, UP, DOWN, MIX = "bsd,dn->bsn", "bsd,ndf->bsnf", "bsnf,nfd->bsnd", "bsn,bsnd->bsd"
@@ -37,29 +34,6 @@ def shapes(cfg):
     for layer in tree["layers"]:
         layer |= {name: (n, *layer[name]) for name in ("w_gate", "w_up", "w_down")} | {"router": (cfg.dim, n)}
     return tree
-
-
-# Three functions for the outside ----------------------------------------------------------------------------
-
-
-def logits(params, cfg, batch, dtype=np.float64):
-    """[B,S,V]; everything is computed in `dtype`."""
-    return forward(unstack(params, dtype), cfg, complete(batch))[0]
-
-
-def loss(params, cfg, batch, dtype=np.float64):
-    """Weighted mean negative log-likelihood of the targets, nats per token."""
-    batch = complete(batch)
-    return cross_entropy(logits(params, cfg, batch, dtype), batch.targets, batch.weights)
-
-
-def loss_and_grads(params, cfg, batch, dtype=np.float64):
-    """The loss and its gradient, in a tree like `params`."""
-    plain, batch = unstack(params, dtype), complete(batch)
-    z, _, saved = forward(plain, cfg, batch)
-    dz = cross_entropy_backward(z, batch.targets, batch.weights)
-    grads = backward(dz, plain, cfg, batch, saved)
-    return cross_entropy(z, batch.targets, batch.weights), restack(grads, like=params)
 
 
 # The model: llama.py with another block ---------------------------------------------------------------------
@@ -126,3 +100,6 @@ def moe_block_backward(dy, saved, p, cfg):
     dh_route, drouter = einsum_backward(ROUTE, softmax_backward(dshare, share), h, p["router"])
     dx, dnorm = rms_norm_backward(dh_gate + dh_up + dh_route, x, p["mlp_norm"], cfg.norm_eps)
     return dy + dx, {"mlp_norm": dnorm, "router": drouter, "w_gate": dgate, "w_up": dup, "w_down": ddown}
+
+
+logits, loss, loss_and_grads = outside(forward, backward)
