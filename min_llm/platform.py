@@ -6,6 +6,7 @@ Nothing here imports JAX at module level: the flags must be set before JAX start
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import importlib.metadata
 import os
@@ -80,6 +81,31 @@ def compiler_for_kernels() -> str | None:
     ):
         return None
     return shutil.which("g++") or shutil.which("clang++")
+
+
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+def backend() -> str:
+    """What the program that is being made will run on: "cpu", "gpu" or "tpu"."""
+    import jax
+
+    return _target.get() or jax.default_backend()
+
+
+def elsewhere() -> bool:
+    """Whether it is being made for devices that are not here."""
+    return _target.get() is not None
+
+
+@contextlib.contextmanager
+def compiling_for(target: str) -> Iterator[None]:
+    """Within the body programs are made for another backend than this process computes on (train/ahead.py)."""
+    token = _target.set(target)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def run_in_turn() -> None:
@@ -170,15 +196,13 @@ def cpu_features() -> str:
     return " ".join(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if f in words)
 
 
-@functools.cache
 def emit_dtype(dtype: Any, wanted: Any = None) -> Any:
     """The dtype that a product of operands in `dtype` should emit where `wanted` (default: float32 or wider) is to
     come of it. Accelerators accumulate in float32 and write either at no cost; on CPU it is the operands' own, because
     a bf16 product with float32 output falls off the AMX path and costs 5x."""
-    import jax
     import jax.numpy as jnp
 
-    if jax.default_backend() == "cpu":
+    if backend() == "cpu":
         return jnp.dtype(dtype)
     return jnp.promote_types(dtype, jnp.float32 if wanted is None else wanted)
 

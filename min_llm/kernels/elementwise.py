@@ -47,6 +47,24 @@ def rms_norm_gradient(x: Array, scale: Array, inverse: Array, dy: Array) -> tupl
     return _call("rms_norm_gradient", (like(x), like(scale, jnp.float32)), *operands)
 
 
+def layer_norm(
+    x: Float[Array, "... d"], scale: Float[Array, " d"], bias: Float[Array, " d"], eps: float
+) -> tuple[Float[Array, "... d"], Float[Array, ...], Float[Array, ...]]:
+    """((x − mean) · inverse · scale + bias, mean, inverse) with inverse = 1 / sqrt(var + eps), float32."""
+    row = jax.ShapeDtypeStruct(x.shape[:-1], jnp.float32)
+    operands = (x, scale.astype(jnp.float32), bias.astype(jnp.float32))
+    return _call("layer_norm", (like(x), row, row), *operands, eps=np.float32(eps))
+
+
+def layer_norm_gradient(
+    x: Array, scale: Array, mean: Array, inverse: Array, dy: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of x, scale and bias (both float32)."""
+    column = like(scale, jnp.float32)
+    operands = (x, scale.astype(jnp.float32), mean, inverse, dy)
+    return _call("layer_norm_gradient", (like(x), column, column), *operands)
+
+
 def swiglu(gate: Array, up: Array) -> Array:
     """silu(gate) ∘ up."""
     return _call("swiglu", like(gate), gate, up)
@@ -55,6 +73,16 @@ def swiglu(gate: Array, up: Array) -> Array:
 def swiglu_gradient(gate: Array, up: Array, d_out: Array) -> tuple[Array, Array]:
     """Gradients of gate and up."""
     return _call("swiglu_gradient", (like(gate), like(up)), gate, up, d_out)
+
+
+def gelu(x: Array) -> Array:
+    """x · sigmoid(2u), u = sqrt(2/π) · (x + 0.044715 x³): the tanh form."""
+    return _call("gelu", like(x), x)
+
+
+def gelu_gradient(x: Array, dy: Array) -> Array:
+    """Gradient of x."""
+    return _call("gelu_gradient", like(x), x, dy)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -26,7 +26,7 @@ OUTER = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
 
 
 def in_blocks() -> bool:
-    return jax.default_backend() == "cpu"
+    return platform.backend() == "cpu"
 
 
 def multiply(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from min_llm.config import UserError
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
+from min_llm.nn.activations import gelu
 from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
 from min_llm.nn.layers import run_layers
@@ -180,7 +181,7 @@ def attention(
 
 def mlp(w: Layer, cfg: Config, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     n = axes.shard(layer_norm(x, w.mlp_norm_scale, w.mlp_norm_bias, cfg.norm_eps), "batch", "seq", "features")
-    hidden = jax.nn.gelu(plus(dot("bsd,df->bsf", n, w.w_up), w.b_up), approximate=True)
+    hidden = gelu(plus(dot("bsd,df->bsf", n, w.w_up), w.b_up))
     return plus(dot("bsf,fd->bsd", hidden, w.w_down, "batch", "residual", "features"), w.b_down)
 
 

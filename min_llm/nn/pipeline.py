@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from min_llm import platform
 from min_llm.config import UserError
 from min_llm.nn import axes
 
@@ -38,7 +39,7 @@ def run_pipeline(
     per_stage = n_layers // (n * rounds)
     stack = arranged(stack, n, rounds)
     # what is summed over pp (the result, the gradient of the input) is float32 on CPU, where XLA aborts on bfloat16
-    summed = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    summed = jnp.float32 if platform.backend() == "cpu" else x.dtype
     x_parts = axes.split_rows(x.astype(summed), parts)
     row_parts = jax.tree.map(lambda a: _split(a, parts), rows)
 

@@ -16,9 +16,9 @@ from min_llm.kernels import cpu, elementwise, softmax_loss
 from min_llm.kernels.attention import amx, reference
 from min_llm.kernels.mask import Mask
 from min_llm.kernels.product import multiply, native, product
-from min_llm.nn.activations import swiglu
+from min_llm.nn.activations import gelu, swiglu
 from min_llm.nn.batch import Batch
-from min_llm.nn.norm import rms_norm
+from min_llm.nn.norm import layer_norm, rms_norm
 from min_llm.nn.rope import angles, rotate
 from min_llm.nn.runtime import Runtime
 
@@ -147,15 +147,24 @@ def test_the_loss_and_its_gradient(rows, vocabulary):
 
 @here
 @pytest.mark.parametrize("shape", [(5, 100, 37), (700, 64), (3, 333, 352)], ids=str)
-def test_norm_and_swiglu_and_their_gradients(shape):
+def test_norms_and_activations_and_their_gradients(shape):
     x, up, dy = normal(*shape), normal(*shape) * 3, normal(*shape)
-    scale = normal(shape[-1], dtype=jnp.float32)
+    scale, bias = normal(2, shape[-1], dtype=jnp.float32)
     assert elementwise.fits(x)
     wide = [v.astype(jnp.float32) for v in (x, up, dy)]
+    far = x + 3  # a mean to take away
+    wide_far = far.astype(jnp.float32)
     assert not elementwise.fits(wide[0])
     for f, narrow, plain in (
         (lambda x, scale: rms_norm(x, scale, 1e-5), (x, scale), (wide[0], scale)),
+        (
+            lambda x, scale, bias: layer_norm(x, scale, bias, 1e-5),
+            (far, scale, bias),
+            (wide_far, scale, bias),
+        ),
+        (lambda x, scale: layer_norm(x, scale, None, 1e-5), (x, scale), (wide[0], scale)),
         (swiglu, (x, up), (wide[0], wide[1])),
+        (gelu, (x,), (wide[0],)),
     ):
         out, backward = jax.vjp(jax.jit(f), *narrow)
         want, want_backward = jax.vjp(f, *plain)
@@ -167,10 +176,22 @@ def test_norm_and_swiglu_and_their_gradients(shape):
 
 @here
 def test_large_gates_neither_overflow_nor_vanish():
-    gate = jnp.asarray(np.tile([-1e4, -100, -88, -20, 0, 20, 100, 1e4], 4096), jnp.bfloat16)
+    gate = jnp.asarray(np.tile([-1e38, -1e4, -100, -88, -20, 0, 20, 100, 1e4, 1e38], 4096), jnp.bfloat16)
     got = swiglu(gate, jnp.ones_like(gate))
     np.testing.assert_allclose(
         np.asarray(got, np.float32), jax.nn.silu(gate.astype(jnp.float32)), rtol=2**-8, atol=1e-7
+    )
+
+
+@here
+def test_gelu_of_large_numbers_is_theirs_or_zero_and_its_slope_one_or_zero():
+    x = jnp.asarray(np.tile([-1e38, -1e4, -100, -20, 0, 20, 100, 1e4, 1e38], 4096), jnp.bfloat16)
+    out, backward = jax.vjp(jax.jit(gelu), x)
+    np.testing.assert_array_equal(out, jnp.maximum(x, 0))
+    np.testing.assert_allclose(
+        np.asarray(backward(jnp.ones_like(x))[0], np.float32),
+        np.tile([0] * 4 + [0.5] + [1] * 4, 4096),
+        atol=1e-30,
     )
 
 

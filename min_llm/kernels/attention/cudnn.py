@@ -3,8 +3,8 @@
 They know the causal order and skip what is to the right of the diagonal; every other rule (documents, windows, a
 prefix, places that are given) is drawn as a matrix of zeros and large negative numbers, [B, S, T] in the compute
 dtype and the same for all heads and layers. What they cannot do goes to `xla`: float32, odd lengths, one query at a
-time, head dimensions that are no multiple of 8, meshes. Where the drawn mask would take more than `LARGEST_MASK` bytes,
-`blockwise` attends, whose memory does not grow with S x T.
+time, head dimensions that are no multiple of 8. On a mesh every device calls them for its part (nn/context.py). Where
+the drawn mask would take more than `LARGEST_MASK` bytes, `blockwise` attends, whose memory does not grow with S x T.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
+from min_llm import platform
 from min_llm.kernels.attention import blockwise, xla
 from min_llm.kernels.mask import Mask
 
@@ -46,12 +48,22 @@ def supported(q: Array, k: Array) -> bool:
     (_, s, _, d), t = q.shape, k.shape[1]
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and d % 8 == 0 and d <= 128
     fits = fits and s > 1 and s % 2 == t % 2 == 0
-    return fits and not jax.sharding.get_abstract_mesh().axis_names and available()
+    return fits and not axes_in_sight() and available()
+
+
+def axes_in_sight() -> bool:
+    """Whether arrays here may be spread over devices: on a mesh, outside what runs as one device sees it."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return any(kind != AxisType.Manual for kind in kinds)
+
+
+def available() -> bool:
+    """Whether this process computes, or compiles, for an NVIDIA card of Ampere's generation or later, with cuDNN."""
+    return platform.backend() == "gpu" if platform.elsewhere() else _here()
 
 
 @functools.cache
-def available() -> bool:
-    """Whether this process computes on an NVIDIA card of Ampere's generation or later, with cuDNN."""
+def _here() -> bool:
     if jax.default_backend() != "gpu":
         return False
     try:

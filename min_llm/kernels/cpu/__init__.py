@@ -26,17 +26,20 @@ TARGETS = (
     "min_llm_cross_entropy",
     "min_llm_rms_norm",
     "min_llm_rms_norm_gradient",
+    "min_llm_layer_norm",
+    "min_llm_layer_norm_gradient",
     "min_llm_swiglu",
     "min_llm_swiglu_gradient",
+    "min_llm_gelu",
+    "min_llm_gelu_gradient",
     "min_llm_rotate",
 )
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-DNDEBUG", "-w")
 
 
-@functools.cache
 def available() -> bool:
     """Whether the kernels run here; they are compiled and registered with JAX when this is first asked."""
-    return unavailable() is None
+    return unavailable() is None and not platform.elsewhere()
 
 
 @functools.cache

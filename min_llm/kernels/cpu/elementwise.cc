@@ -1,4 +1,5 @@
-// What lies between the products of a layer, each in one pass over memory: RMSNorm, SwiGLU, rotary embedding.
+// What lies between the products of a layer, each in one pass over memory: RMSNorm, LayerNorm, SwiGLU, GELU,
+// rotary embedding.
 // bfloat16 in and out, float32 inside.
 #include <cmath>
 
@@ -26,74 +27,125 @@ void over_rows(ffi::ThreadPool& pool, int64_t rows, int64_t width, const Task& t
            [&](int64_t i) { task(i, i * piece, std::min(rows, (i + 1) * piece)); });
 }
 
-ffi::Error rms_norm(ffi::ThreadPool pool, Numbers x, Floats scale, ffi::Result<Numbers> y, ffi::Result<Floats> inverse,
-                    float eps) {
+// n · scale + bias with n = (x − mean) · inverse. RMSNorm (kCentred false) has mean 0 and no bias; `mean` and `bias` are
+// not read then.
+template <bool kCentred>
+void norm(ffi::ThreadPool& pool, const Numbers& x, const Floats& scale, const float* bias, bf16* y, float* mean,
+          float* inverse, float eps) {
   const int64_t d = x.dimensions().back();
   const float* by = scale.typed_data();
   over_rows(pool, rows_of(x), d, [&](int64_t, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       const bf16* row = data(x) + i * d;
+      __m512 m = _mm512_setzero_ps();
+      if constexpr (kCentred) {
+        for (int64_t c = 0; c < d; c += 16) m = _mm512_add_ps(m, load_bf16(row + c, first16(d - c)));
+        mean[i] = _mm512_reduce_add_ps(m) / d;
+        m = _mm512_set1_ps(mean[i]);
+      }
       __m512 squares = _mm512_setzero_ps();
       for (int64_t c = 0; c < d; c += 16) {
-        const __m512 v = load_bf16(row + c, first16(d - c));
+        const __mmask16 mask = first16(d - c);
+        const __m512 v = _mm512_maskz_sub_ps(mask, load_bf16(row + c, mask), m);
         squares = _mm512_fmadd_ps(v, v, squares);
       }
-      const float factor = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / d + eps);
-      inverse->typed_data()[i] = factor;
-      const __m512 f = _mm512_set1_ps(factor);
+      inverse[i] = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / d + eps);
+      const __m512 f = _mm512_set1_ps(inverse[i]);
       for (int64_t c = 0; c < d; c += 16) {
         const __mmask16 mask = first16(d - c);
-        const __m512 n = _mm512_mul_ps(load_bf16(row + c, mask), f);
-        store_bf16(data(y) + i * d + c, _mm512_mul_ps(n, _mm512_maskz_loadu_ps(mask, by + c)), mask);
+        const __m512 n = _mm512_mul_ps(_mm512_sub_ps(load_bf16(row + c, mask), m), f);
+        const __m512 shift = kCentred ? _mm512_maskz_loadu_ps(mask, bias + c) : _mm512_setzero_ps();
+        store_bf16(y + i * d + c, _mm512_fmadd_ps(n, _mm512_maskz_loadu_ps(mask, by + c), shift), mask);
       }
     }
   });
-  return ffi::Error::Success();
 }
 
-// With n = x · inverse: dx = inverse · (dy · scale − n · mean(dy · scale · n)), dscale = Σ dy · n, summed piece by piece
-// so that the order, and with it the last bit, does not depend on which thread did what.
-ffi::Error rms_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Floats inverse, Numbers dy,
-                             ffi::Result<Numbers> dx, ffi::Result<Floats> dscale) {
-  const int64_t d = x.dimensions().back(), rows = rows_of(x);
+// With g = dy · scale: dx = inverse · (g − mean(g) − n · mean(g · n)), dscale = Σ dy · n, dbias = Σ dy; without the mean
+// of g and dbias for RMSNorm. Sums are made piece by piece, so that the order, and with it the last bit, does not depend
+// on which thread did what.
+template <bool kCentred>
+void norm_gradient(ffi::ThreadPool& pool, const Numbers& x, const Floats& scale, const float* mean,
+                   const float* inverse, const Numbers& dy, bf16* dx, float* dscale, float* dbias) {
+  const int64_t d = x.dimensions().back(), rows = rows_of(x), width = kCentred ? 2 * d : d;
   const int64_t pieces = ceil_div(rows, std::max<int64_t>(1, kTaskSize / d));
   const float* by = scale.typed_data();
-  float* sums = static_cast<float*>(scratch<40>(pieces * d * sizeof(float)));
+  float* sums = static_cast<float*>(scratch<40>(pieces * width * sizeof(float)));
   over_rows(pool, rows, d, [&](int64_t piece, int64_t from, int64_t to) {
-    float* sum = sums + piece * d;
-    std::fill(sum, sum + d, 0.0f);
+    float* sum = sums + piece * width;
+    std::fill(sum, sum + width, 0.0f);
     for (int64_t i = from; i < to; ++i) {
       const bf16 *row = data(x) + i * d, *dy_row = data(dy) + i * d;
-      const __m512 f = _mm512_set1_ps(inverse.typed_data()[i]);
-      __m512 dot = _mm512_setzero_ps();
+      const __m512 f = _mm512_set1_ps(inverse[i]), m = _mm512_set1_ps(kCentred ? mean[i] : 0);
+      const auto normed = [&](int64_t c, __mmask16 mask) {
+        return _mm512_mul_ps(_mm512_sub_ps(load_bf16(row + c, mask), m), f);
+      };
+      const auto add = [](float* to, __m512 value, __mmask16 mask) {
+        _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value));
+      };
+      __m512 dot = _mm512_setzero_ps(), plain = _mm512_setzero_ps();
       for (int64_t c = 0; c < d; c += 16) {
         const __mmask16 mask = first16(d - c);
-        const __m512 n = _mm512_mul_ps(load_bf16(row + c, mask), f), g = load_bf16(dy_row + c, mask);
-        const __m512 product = _mm512_mul_ps(g, n);
-        dot = _mm512_fmadd_ps(product, _mm512_maskz_loadu_ps(mask, by + c), dot);
-        _mm512_mask_storeu_ps(sum + c, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + c), product));
+        const __m512 g = load_bf16(dy_row + c, mask), product = _mm512_mul_ps(g, normed(c, mask));
+        const __m512 s = _mm512_maskz_loadu_ps(mask, by + c);
+        dot = _mm512_fmadd_ps(product, s, dot);
+        add(sum + c, product, mask);
+        if constexpr (kCentred) {
+          plain = _mm512_fmadd_ps(g, s, plain);
+          add(sum + d + c, g, mask);
+        }
       }
-      const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / d);
+      const __m512 along = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / d);
+      const __m512 shift = _mm512_set1_ps(kCentred ? _mm512_reduce_add_ps(plain) / d : 0);
       for (int64_t c = 0; c < d; c += 16) {
         const __mmask16 mask = first16(d - c);
-        const __m512 n = _mm512_mul_ps(load_bf16(row + c, mask), f), g = load_bf16(dy_row + c, mask);
-        const __m512 scaled = _mm512_mul_ps(g, _mm512_maskz_loadu_ps(mask, by + c));
-        store_bf16(data(dx) + i * d + c, _mm512_mul_ps(f, _mm512_fnmadd_ps(n, mean, scaled)), mask);
+        const __m512 g = _mm512_fmsub_ps(load_bf16(dy_row + c, mask), _mm512_maskz_loadu_ps(mask, by + c), shift);
+        store_bf16(dx + i * d + c, _mm512_mul_ps(f, _mm512_fnmadd_ps(normed(c, mask), along, g)), mask);
       }
     }
   });
-  float* total = dscale->typed_data();
-  std::fill(total, total + d, 0.0f);
+  std::fill(dscale, dscale + d, 0.0f);
+  if constexpr (kCentred) std::fill(dbias, dbias + d, 0.0f);
   for (int64_t piece = 0; piece < pieces; ++piece) {
-    for (int64_t c = 0; c < d; ++c) total[c] += sums[piece * d + c];
+    const float* sum = sums + piece * width;
+    for (int64_t c = 0; c < d; ++c) dscale[c] += sum[c];
+    if constexpr (kCentred) {
+      for (int64_t c = 0; c < d; ++c) dbias[c] += sum[d + c];
+    }
   }
+}
+
+ffi::Error rms_norm(ffi::ThreadPool pool, Numbers x, Floats scale, ffi::Result<Numbers> y, ffi::Result<Floats> inverse,
+                    float eps) {
+  norm<false>(pool, x, scale, nullptr, data(y), nullptr, inverse->typed_data(), eps);
   return ffi::Error::Success();
 }
 
+ffi::Error rms_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Floats inverse, Numbers dy,
+                             ffi::Result<Numbers> dx, ffi::Result<Floats> dscale) {
+  norm_gradient<false>(pool, x, scale, nullptr, inverse.typed_data(), dy, data(dx), dscale->typed_data(), nullptr);
+  return ffi::Error::Success();
+}
+
+ffi::Error layer_norm(ffi::ThreadPool pool, Numbers x, Floats scale, Floats bias, ffi::Result<Numbers> y,
+                      ffi::Result<Floats> mean, ffi::Result<Floats> inverse, float eps) {
+  norm<true>(pool, x, scale, bias.typed_data(), data(y), mean->typed_data(), inverse->typed_data(), eps);
+  return ffi::Error::Success();
+}
+
+ffi::Error layer_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Floats mean, Floats inverse, Numbers dy,
+                               ffi::Result<Numbers> dx, ffi::Result<Floats> dscale, ffi::Result<Floats> dbias) {
+  norm_gradient<true>(pool, x, scale, mean.typed_data(), inverse.typed_data(), dy, data(dx), dscale->typed_data(),
+                      dbias->typed_data());
+  return ffi::Error::Success();
+}
+
+// 0 below −80, where it is 2e-35: x · sigmoid(x) must vanish for the lowest x too. exp16 takes −104 to 88.
 __m512 sigmoid(__m512 x) {
-  const __m512 limit = _mm512_set1_ps(80);  // exp16 is made for less than 88
-  const __m512 e = exp16(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), limit));
-  return _mm512_div_ps(_mm512_set1_ps(1), _mm512_add_ps(_mm512_set1_ps(1), e));
+  const __m512 limit = _mm512_set1_ps(80);
+  const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-80), _CMP_NLT_UQ);  // NaN does, and stays NaN
+  const __m512 e = exp16(_mm512_maskz_sub_ps(counts, _mm512_setzero_ps(), _mm512_min_ps(limit, x)));
+  return _mm512_maskz_div_ps(counts, _mm512_set1_ps(1), _mm512_add_ps(_mm512_set1_ps(1), e));
 }
 
 ffi::Error swiglu(ffi::ThreadPool pool, Numbers gate, Numbers up, ffi::Result<Numbers> out) {
@@ -119,6 +171,43 @@ ffi::Error swiglu_gradient(ffi::ThreadPool pool, Numbers gate, Numbers up, Numbe
       const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
       store_bf16(data(d_gate) + i, _mm512_mul_ps(_mm512_mul_ps(d, u), slope), mask);
       store_bf16(data(d_up) + i, _mm512_mul_ps(d, _mm512_mul_ps(g, s)), mask);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// GELU in its tanh form is x · sigmoid(2u), u = √(2/π) · (x + 0.044715 x³), since (1 + tanh u) / 2 = sigmoid(2u).
+constexpr float kGelu = 1.5957691216f, kCubic = 0.044715f;
+
+__m512 gelu_gate(__m512 x, __m512 squared) {
+  const __m512 inner = _mm512_fmadd_ps(_mm512_set1_ps(kCubic), squared, _mm512_set1_ps(1));
+  return sigmoid(_mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(kGelu), x), inner));
+}
+
+ffi::Error gelu(ffi::ThreadPool pool, Numbers x, ffi::Result<Numbers> y) {
+  over_rows(pool, x.element_count(), 1, [&](int64_t, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += 16) {
+      const __mmask16 mask = first16(to - i);
+      const __m512 v = load_bf16(data(x) + i, mask);
+      store_bf16(data(y) + i, _mm512_mul_ps(v, gelu_gate(v, _mm512_mul_ps(v, v))), mask);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// With s = sigmoid(2u): s + x · s · (1 − s) · (2u)'. From |x| = 100 on s is 0 or 1; x is held there so that (2u)' stays
+// finite.
+ffi::Error gelu_gradient(ffi::ThreadPool pool, Numbers x, Numbers dy, ffi::Result<Numbers> dx) {
+  const __m512 one = _mm512_set1_ps(1), lowest = _mm512_set1_ps(-100), highest = _mm512_set1_ps(100);
+  over_rows(pool, x.element_count(), 1, [&](int64_t, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += 16) {
+      const __mmask16 mask = first16(to - i);
+      const __m512 v = _mm512_min_ps(_mm512_max_ps(load_bf16(data(x) + i, mask), lowest), highest);
+      const __m512 squared = _mm512_mul_ps(v, v), s = gelu_gate(v, squared);
+      const __m512 slope = _mm512_mul_ps(_mm512_set1_ps(kGelu),
+                                         _mm512_fmadd_ps(_mm512_set1_ps(3 * kCubic), squared, one));
+      const __m512 bend = _mm512_mul_ps(_mm512_mul_ps(v, slope), _mm512_mul_ps(s, _mm512_sub_ps(one, s)));
+      store_bf16(data(dx) + i, _mm512_mul_ps(load_bf16(data(dy) + i, mask), _mm512_add_ps(s, bend)), mask);
     }
   });
   return ffi::Error::Success();
@@ -170,6 +259,29 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_rms_norm_gradient, rms_norm_gradient,
                                   .Ret<Numbers>()
                                   .Ret<Floats>());
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_layer_norm, layer_norm,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Numbers>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Numbers>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_layer_norm_gradient, layer_norm_gradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Numbers>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Numbers>()
+                                  .Ret<Numbers>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     min_llm_swiglu, swiglu,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Numbers>().Arg<Numbers>().Ret<Numbers>());
@@ -182,6 +294,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_swiglu_gradient, swiglu_gradient,
                                   .Arg<Numbers>()
                                   .Ret<Numbers>()
                                   .Ret<Numbers>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_gelu, gelu,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Numbers>().Ret<Numbers>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    min_llm_gelu_gradient, gelu_gradient,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Numbers>().Arg<Numbers>().Ret<Numbers>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_rotate, rotate,
                               ffi::Ffi::Bind()
