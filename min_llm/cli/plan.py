@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from min_llm.plan.job import Job
     from min_llm.plan.memory import TrainingMemory
     from min_llm.plan.step import Step
+    from min_llm.train.ahead import Compiled
     from min_llm.train.config import RunConfig
 
 KEPT_FREE = 0.1  # of the memory, when meshes are proposed
@@ -41,25 +42,38 @@ def plan(
     mfu: Annotated[
         float, typer.Option(help="share of the peak that training is assumed to reach; 0: predicted")
     ] = 0.0,
+    compile_for: Annotated[
+        str, typer.Option("--compile", help="also let XLA compile the step for devices like h100x8, not here")
+    ] = "",
     vocab_size: Vocab = 0,
     as_json: Json = False,
 ) -> None:
     """Memory, traffic, FLOPs and time of the training run that CONFIG describes, on one device of its mesh."""
     from min_llm.config import UserError
+    from min_llm.parallel import absent
     from min_llm.plan.hardware import named
     from min_llm.train.config import check
 
     if not 0 <= mfu <= 1:
         raise UserError(f"--mfu is {mfu}; it is a share of the peak, above 0 and at most 1.")
     run, note = load_run_config(settings, vocab_size)
-    on = named(hardware)
-    job = job_of(check(run), on)
-    if devices:
-        return propose(job, on, devices, proposals, note, as_json)
-    facts = facts_of(job, on, run.train.steps, mfu) | {"note": note}
-    if as_json:
-        return print_json(facts)
-    print_plan(job, on, run.train.steps, mfu, note)
+    chip, count = absent.parse(compile_for) if compile_for else ("", 0)
+    if chip and (hardware not in ("measured", chip) or devices):
+        raise UserError(
+            f"--compile {compile_for} plans for {chip}; it goes with no other --hardware, nor --devices."
+        )
+    on = named(chip or hardware)
+    with on.planned():
+        job = job_of(check(run), on)
+        if devices:
+            return propose(job, on, devices, proposals, note, as_json)
+        compiled = compile_step(job, run, chip, count) if chip else None
+        if as_json:
+            facts = facts_of(job, on, run.train.steps, mfu) | {"note": note}
+            return print_json(facts | ({"compiled": compiled_facts(compiled, job)} if compiled else {}))
+        print_plan(job, on, run.train.steps, mfu, note)
+        if compiled:
+            print_compiled(compiled, job)
 
 
 def job_of(run: RunConfig, on: Hardware) -> Job:
@@ -74,6 +88,18 @@ def job_of(run: RunConfig, on: Hardware) -> Job:
     job = Job(cfg, t.batch_size, t.seq_len, run.parallel.choose(runtime), run.parallel.mesh, t.micro_batches)
     meshes.check(job.mesh, cfg, job.spec, t.batch_size // t.micro_batches, t.seq_len)
     return job
+
+
+def compile_step(job: Job, run: RunConfig, chip: str, count: int) -> Compiled:
+    """What XLA says of the step on devices that are not here; nothing is run, so JAX itself stays on the CPU."""
+    import os
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from min_llm.reporting import reporter
+    from min_llm.train.ahead import compile_for
+
+    reporter().info(f"Compiling the step for {count} x {chip} (a minute or more for a deep, unrolled model)")
+    return compile_for(job, run, chip, count)
 
 
 def facts_of(job: Job, on: Hardware, steps: int, mfu: float) -> dict[str, Any]:
@@ -98,6 +124,24 @@ def facts_of(job: Job, on: Hardware, steps: int, mfu: float) -> dict[str, Any]:
         "seconds": training_seconds(tokens, flops, peak, mfu) if mfu else steps * predicted.seconds,
         "mfu": mfu or predicted.mfu,
     }
+
+
+def compiled_facts(compiled: Compiled, job: Job) -> dict[str, Any]:
+    from min_llm.plan import communication, hlo
+
+    counted = hlo.totals(compiled.collectives)
+    expected = communication.totals(communication.transfers(job))
+    traffic = [
+        {
+            "kind": kind,
+            "axis": axis,
+            "planned": expected.get((kind, axis), 0.0),
+            "compiled": counted.get((kind, axis), 0.0),
+        }
+        for kind, axis in sorted(counted.keys() | expected.keys(), key=lambda key: key[::-1])
+    ]
+    names = ("device", "seconds", "state", "temporary", "total", "memory")
+    return {name: getattr(compiled, name) for name in names} | {"traffic": traffic}
 
 
 def step_facts(predicted: Step) -> dict[str, Any]:
@@ -168,6 +212,24 @@ def print_step(predicted: Step, job: Job, on: Hardware) -> None:
         n, m, v = job.mesh.pp, job.parts, job.rounds
         say(f"Pipeline: a bubble of {job.bubble:.1%}, idle turns for turns of work, (n - 1) / (M v) with "
             f"n = {n} ranks, M = {m} parts, v = {v} rounds.")  # fmt: skip
+
+
+def print_compiled(compiled: Compiled, job: Job) -> None:
+    from min_llm.plan import mesh_memory
+
+    need, facts = mesh_memory.training(job), compiled_facts(compiled, job)
+    planned = (need.parameters + need.optimizer, need.total - need.parameters - need.optimizer, need.total)
+    found = (compiled.state, compiled.temporary, compiled.total)
+    show((f"compiled for {job.mesh.size} x {compiled.device}", "XLA", "planned", "planned / XLA"), [
+        (name, size(xla), size(ours), f"{ours / xla:.2f}")
+        for name, xla, ours in zip(("parameters and optimizer", "temporary", "total"), found, planned, strict=True)
+    ], right=(1, 2, 3))  # fmt: skip
+    if facts["traffic"]:
+        show(("axis", "what its collectives move in a step", "XLA", "planned"), [
+            (t["axis"], t["kind"], size(t["compiled"]), size(t["planned"])) for t in facts["traffic"]
+        ], right=(2, 3))  # fmt: skip
+    verdict = "fits" if compiled.total <= compiled.memory else "does NOT fit"
+    say(f"It {verdict} the {size(compiled.memory)} of {compiled.device}; XLA took {compiled.seconds:.0f} s.")
 
 
 def propose(job: Job, on: Hardware, devices: int, limit: int, note: str, as_json: bool) -> None:

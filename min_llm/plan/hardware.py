@@ -6,8 +6,10 @@ A figure is here only where a source says it; a machine that is not here is give
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 
 from min_llm import platform
 from min_llm.config import UserError, nearest
@@ -34,6 +36,17 @@ class Hardware:
     network: float = 0.0
     shared: bool = False
     here: bool = False
+
+    @property
+    def backend(self) -> str:
+        """What JAX calls its kind."""
+        return platform.backend() if self.here else "tpu" if self.name.startswith("tpu") else "gpu"
+
+    @contextlib.contextmanager
+    def planned(self) -> Iterator[None]:
+        """Within the body what depends on the backend is as it would be on this hardware."""
+        with contextlib.nullcontext() if self.here else platform.compiling_for(self.backend):
+            yield
 
     def peak(self, dtype: str = "bfloat16") -> float:
         """FLOP/s of products whose weights are stored as `dtype`. Integer and float8 weights are unpacked and

@@ -90,11 +90,12 @@ class Job:
 
 def runtime_on(hardware: Hardware, cfg: RuntimeConfig, n_layers: int) -> Runtime:
     """What `nn.runtime.resolve` would choose on an accelerator that is not here."""
-    tpu = hardware.name.startswith("tpu")
-    scan = n_layers >= SCAN_FROM_LAYERS.get("tpu" if tpu else "gpu", 0)
+    scan = n_layers >= SCAN_FROM_LAYERS.get(hardware.backend, 0)
     return Runtime(
         dtype="bfloat16" if cfg.dtype == "auto" else cfg.dtype,
-        attention=("xla" if tpu else "cudnn") if cfg.attention == "auto" else cfg.attention,
+        attention=("cudnn" if hardware.backend == "gpu" else "xla")
+        if cfg.attention == "auto"
+        else cfg.attention,
         scan=scan if cfg.layers == "auto" else cfg.layers == "scan",
         remat=cfg.remat,
         logits_per_chunk=cfg.logits_per_chunk or ACCELERATOR_LOGITS,

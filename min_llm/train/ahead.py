@@ -5,6 +5,7 @@ need = compile_for(job, run, "h100", 8)         need.total: bytes on each device
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -61,12 +62,8 @@ def compile_for(job: Job, run: RunConfig, chip: str, count: int) -> Compiled:
         run.seed if job.model.dropout else None,
     )
     began = time.perf_counter()
-    with platform.compiling_for("gpu"):
-        if count > 1:
-            with jax.set_mesh(mesh):
-                program = _lower(step, job, run, mesh).compile()
-        else:
-            program = _lower(step, job, run, mesh).compile()
+    with platform.compiling_for("gpu"), jax.set_mesh(mesh) if count > 1 else contextlib.nullcontext():
+        program = _lower(step, job, run, mesh).compile()
     seconds = time.perf_counter() - began
     size = program.memory_analysis()
     return Compiled(
