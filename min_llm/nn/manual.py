@@ -39,7 +39,12 @@ def _shard_map(local: Callable[..., Any], results: Any, operands: tuple) -> Any:
 def _in_pipeline(local: Callable[..., Array], *operands: Any) -> Array:
     """Inside the pipeline's shard_map, `local` is computed again in the backward pass: JAX cannot carry residuals out
     of a shard_map within another, nor see that its results differ from rank to rank."""
-    return jax.lax.pcast(_run(local, *operands), "pp", to="varying")
+    return _varying(_run(local, *operands))
+
+
+def _varying(x: Array) -> Array:
+    """x, typed as differing from rank to rank: what some operations return is so already."""
+    return x if "pp" in jax.typeof(x).manual_axis_type.varying else jax.lax.pcast(x, "pp", to="varying")
 
 
 def _backward(local: Callable[..., Array], operands: tuple, dy: Array) -> tuple:
@@ -59,7 +64,7 @@ def _backward(local: Callable[..., Array], operands: tuple, dy: Array) -> tuple:
         return [jax.lax.psum(d, names) if names else d for d, names in zip(grads, uncut, strict=True)]
 
     grads = _shard_map(pull, [leaves[i] for i in floats], (leaves, dy))
-    found = dict(zip(floats, (jax.lax.pcast(d, "pp", to="varying") for d in grads), strict=True))
+    found = dict(zip(floats, map(_varying, grads), strict=True))
     return jax.tree.unflatten(tree, [found.get(i) for i in range(len(leaves))])
 
 

@@ -30,7 +30,8 @@ WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
          "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
+ASSIGNED = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = ")
+OPCODE = re.compile(r" ([\w\-]+)\(")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 CALLED = re.compile(r"(body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -65,15 +66,18 @@ def collectives(text: str, mesh: MeshConfig) -> list[Collective]:
     found = []
     for lines, times in _reached(bodies, entry):
         for line in lines:
-            match = INSTRUCTION.match(line)
-            kind = match.group(2).removesuffix("-start") if match else ""
-            if match is None or kind not in KINDS:
+            result, opcode = _instruction(line)
+            kind = opcode.removesuffix("-start")
+            if kind not in KINDS:
                 continue
             axes = _axes(line, mesh)
             if axes:  # a group of one says nothing to anybody
-                size = _bytes(match.group(1), match.group(2))
-                if kind == "reduce-scatter":  # its result is a part
-                    size *= math.prod(mesh.shape[name] for name in axes)
+                if opcode != kind:  # its operands, its results, and what the runtime wants
+                    size = max(_bytes(part) for part in _parts(result)[:2])
+                else:
+                    size = _bytes(result)
+                    if kind == "reduce-scatter":  # the result is a part
+                        size *= math.prod(mesh.shape[name] for name in axes)
                 found.append(Collective(kind, axes, size, times))
     return found
 
@@ -176,11 +180,32 @@ def _range(shape: str, permutation: str | None) -> np.ndarray:
     return ids.transpose([int(n) for n in permutation.split(",")]) if permutation else ids
 
 
-def _bytes(type_text: str, opcode: str) -> float:
-    """Bytes of a result, "f32[4,8]{1,0}" or a tuple of such. An asynchronous start holds its operand too."""
-    sizes = [
+def _instruction(line: str) -> tuple[str, str]:
+    """Type of the result and opcode, ("f32[4]{0}", "add"); empty where the line is none."""
+    assigned = ASSIGNED.match(line)
+    if assigned is None:
+        return "", ""
+    rest = line[assigned.end() :]
+    end = len(_parts(f"({rest})", " ")[0])
+    opcode = OPCODE.match(rest, end)
+    return (rest[:end], opcode.group(1)) if opcode else ("", "")
+
+
+def _parts(text: str, separator: str = ",") -> list[str]:
+    """The elements of a tuple, "(f32[4], (s32[], f32[2,3]))": what separators outside inner brackets part."""
+    depth, parts, begin = 0, [], 1
+    for i, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == separator and depth == 1) or depth == 0:
+            parts.append(text[begin:i])
+            begin = i + 1
+    return parts
+
+
+def _bytes(type_text: str) -> float:
+    """Bytes of a result, "f32[4,8]{1,0}" or a tuple of such."""
+    return sum(
         WIDTH[dtype] * math.prod(int(n) for n in shape.split(",") if n)
         for dtype, shape in ARRAY.findall(type_text)
         if dtype in WIDTH
-    ]
-    return max(sizes) if opcode.endswith("-start") and len(sizes) > 1 else sum(sizes)
+    )

@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from min_llm import models
+from min_llm import models, platform
 from min_llm.config import UserError, nearest
 from min_llm.nn.runtime import Runtime
 from min_llm.spec import Param, count, leaves
@@ -82,8 +82,7 @@ def training(
     if runtime.scan and runtime.remat == "none" and runtime.dtype != "float32" and not own_kernels:
         # the cast of the stacked weights happens before the scan and is kept for the backward pass
         activations += n_layers * bytes_of(count(_layer(cfg), "matrix"), runtime.dtype)
-    # the logits and the gradient of the softmax; our kernel writes one over the other
-    per_logit = 2 if own_kernels else 8
+    per_logit = 2 if own_kernels else logit_bytes(runtime.dtype)
     logits = chunk_logits(cfg.vocab_size, tokens, runtime.logits_per_chunk)
     head = bytes_of(count(spec, "head"), "float32")  # a tied one adds to a gradient that XLA makes later
     factor = MIXTURE_WORKSPACE if hasattr(cfg, "n_experts") else WORKSPACE[runtime.remat]
@@ -99,6 +98,12 @@ def training(
         workspace=max(backward, loss) - parameters,
         logits=logits * per_logit,
     )
+
+
+def logit_bytes(dtype: str) -> int:
+    """Of a logit and the gradient of the softmax: both in float32, but for GPUs XLA fuses all of it into one pass over
+    the product's result."""
+    return 2 if dtype == "bfloat16" and platform.backend() == "gpu" else 8
 
 
 def chunk_logits(vocab_size: int, tokens: int, logits_per_chunk: int) -> int:

@@ -20,7 +20,8 @@ On top comes the largest of three moments:
 and all the time the gradients that are summed up, and those of the head and of the embedding table, whole. Unrolled
 layers let XLA gather all parameters at the beginning and reduce all gradients at the end. A pipeline keeps the weights
 of a stage once for every turn. How many there are of each was read from XLA's lists of live buffers (CPU, jaxlib 0.12);
-bench/plan.py compares the total with `memory_analysis`, on meshes that were looked at meanwhile and on others.
+bench/plan.py compares the total with `memory_analysis`, on meshes that were looked at meanwhile and on others. For GPUs
+XLA fuses the loss (`memory.logit_bytes`) and gathers unrolled layers one by one; tests/acceptance/compiled.py compares.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from min_llm import platform
 from min_llm.nn.cross_entropy import parts_on_mesh
 from min_llm.plan import memory
 from min_llm.plan.communication import gathers_table
@@ -46,8 +48,9 @@ KEY_BLOCK = 128  # keys that blockwise attention looks at once
 
 
 def training(job: Job) -> TrainingMemory:
-    """The memory of a step on the job's mesh; on one device what `memory.training` says."""
-    if job.mesh.size == 1:
+    """The memory of a step on the job's mesh; on one CPU what `memory.training` says, which knows our kernels."""
+    on_cpu = platform.backend() == "cpu"
+    if job.mesh.size == 1 and on_cpu:
         return memory.training(job.model, job.rows, job.seq_len, job.runtime, job.micro_batches)
     scan, cut_in_parts = job.runtime.scan, job.micro_batches > 1
     parameters = F32 * sum(job.local(p) for _, p in leaves(job.spec))
@@ -58,7 +61,7 @@ def training(job: Job) -> TrainingMemory:
     if not scan:
         # gradients grow while activations shrink; some matrices are there a second time, transposed
         activations = max(activations + layer.gradients, job.n_layers * layer.gradients)
-        gathered = 1.5 * job.n_layers * layer.gathered
+        gathered = 1.5 * job.n_layers * layer.gathered if on_cpu else 0.0
     elif job.runtime.keep_gathered and job.mesh.fsdp > 1:
         gathered = job.layer_runs * layer.gathered
     ends = _ends(job) * (
@@ -74,7 +77,7 @@ def training(job: Job) -> TrainingMemory:
     tokens = job.part_tokens * job.parts
     at_once = tokens * job.model.vocab_size // job.mesh.tp
     chunks = parts_on_mesh(at_once, job.seq_len // job.mesh.cp, job.runtime.logits_per_chunk)
-    logits = F32 * at_once / chunks * 2
+    logits = at_once / chunks * memory.logit_bytes(job.runtime.dtype)
     summed = 2 * parameters if cut_in_parts else stack if scan else 0.0
     gradients, activations = summed + ends, activations + turns
     workspace = max(layer.attention + one_stage, layer.mlp + one_stage, logits)
@@ -110,8 +113,7 @@ class Layer:
         matrices = [p for p in job.layer if p.role == "matrix"]
         gated = sum(p.axes[-1] == "hidden" for p in matrices) == 2
         hidden, ups = cfg.hidden_dim / tp, 2 if gated else 1
-        # LayerNorm and GELU are differentiated by JAX, which keeps more of them than RMSNorm and SwiGLU by hand
-        norms, units = (2 * cfg.dim / tp, 3 * hidden) if gated else (4 * cfg.dim / tp, 5 * hidden)
+        norms, units = 2 * cfg.dim / tp, (3 if gated else 2) * hidden
         moved, made = 3 * hidden + 3 * cfg.dim, ups * hidden
         if job.choices:
             rows = job.choices * job.mesh.ep  # of its experts, for each token

@@ -86,7 +86,7 @@ def _lower(step: Step, job: Job, run: RunConfig, mesh: Mesh) -> Any:
     state = axes.targets(jax.eval_shape(lambda p: init_state(p, make), axes.shapes(job.spec)))
     shape = (job.rows, job.seq_len)
     cut = NamedSharding(mesh, axes.to_partition(("batch", "seq"), shape)) if axes.on_mesh() else whole
-    numbers = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=cut)
+    numbers: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=cut)
     # documents packed; over cp the places stand in another order and are told
     batch = Batch(numbers, numbers, numbers, numbers if job.mesh.cp > 1 else None, numbers)
     return jit_step(step).lower(jax.tree.map(laid_out, state), batch)

@@ -60,6 +60,24 @@ def test_axes_are_those_in_which_a_group_differs(groups, axes):
     assert len(found) == 4  # nobody talks over an axis of one device
 
 
+def test_what_is_started_holds_its_operands_and_its_results_and_the_larger_side_counts():
+    """As XLA writes it for GPUs: several arrays in one collective, with layouts that have brackets of their own."""
+    groups = "replica_groups={{0,4},{1,5},{2,6},{3,7}}"
+    both = "((bf16[2,8]{1,0:T(8,128)}, f32[3]{0}), (bf16[4,8]{1,0}, /*index=1*/f32[6]{0}))"
+    reduced = "((f32[4,8]{1,0}, f32[6]{0}), (f32[2,8]{1,0}, f32[3]{0}), s32[])"
+    started = f"""ENTRY %main (a: f32[2,8]) -> f32[2,8] {{
+      %gather = {both} all-gather-start(%a, %b), {groups}, dimensions={{0}}
+      %one = (f32[2,8]{{1,0}}, f32[4,8]{{1,0}}) all-gather-start(%a), {groups}, dimensions={{0}}
+      %scattered = {reduced} reduce-scatter-start(%c, %d), {groups}, dimensions={{0}}
+      %done = (f32[2,8]{{1,0}}, f32[3]{{0}}) reduce-scatter-done(%scattered)
+    }}"""
+    assert [(one.kind, one.bytes) for one in hlo.collectives(started, MESH)] == [
+        ("all-gather", 2 * 32 + 4 * 6),
+        ("all-gather", 4 * 32),
+        ("reduce-scatter", 4 * 32 + 4 * 6),
+    ]
+
+
 def test_totals_count_a_joint_collective_on_each_axis():
     found = hlo.collectives(PROGRAM.replace("GROUPS", "[2,4]<=[8]").replace("TRIPS", TRIPS), MESH)
     assert hlo.totals(found) == {
