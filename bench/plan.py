@@ -94,6 +94,7 @@ SEEN = {
     "gpt2-fsdp-tp": Case({"fsdp": 4, "tp": 2}, GPT, BLOCKS),
     "gpt2-dp-cp-full": Case({"dp": 4, "cp": 2}, GPT, BLOCKS | {"remat": "full"}),
     "pp-fsdp-rounds": Case({"pp": 2, "fsdp": 4}, WIDE, BLOCKS | {"pipeline_parts": 2, "pipeline_rounds": 2}),
+    "pp-fsdp-uneven": Case({"pp": 2, "fsdp": 4}, WIDE | {"n_layers": 7}, BLOCKS | {"pipeline_parts": 4}),
     "pp-tp-selective": Case(
         {"pp": 2, "tp": 4}, NARROW, BLOCKS | {"remat": "selective", "pipeline_parts": 4}, rows=32
     ),

@@ -7,6 +7,8 @@ returns its argument unchanged and adds nothing to the program.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -58,16 +60,47 @@ def on_mesh() -> bool:
 
 def to_partition(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
     """The PartitionSpec of an array of that shape with these logical axes on the mesh in use."""
-    present = sizes()
-    entries: list[Any] = []
+    return joined(cuts(axes, shape, sizes()))
+
+
+def joined(cut: Iterable[tuple[str, ...]]) -> P:
+    """The PartitionSpec of dimensions that these mesh axes cut."""
+    return P(*(names[0] if len(names) == 1 else names or None for names in cut))
+
+
+def parted(spec: P) -> list[tuple[str, ...]]:
+    """The mesh axes that cut each dimension: the inverse of `joined`."""
+    return [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
+
+
+def cuts(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], devices: dict[str, int]
+) -> list[tuple[str, ...]]:
+    """The mesh axes that cut each dimension, on a mesh with so many devices along its axes."""
+    found = []
     for axis, size in zip(axes, shape, strict=True):
         rule = RULES[axis] if axis is not None else None
         names = (rule,) if isinstance(rule, str) else rule or ()
-        kept = tuple(name for name in names if name in present)
-        if axis == "kv_heads" and kept and size % present[kept[0]]:
+        kept = tuple(name for name in names if devices.get(name, 1) > 1)
+        if axis in ("kv_heads", "layers") and kept and size % devices[kept[0]]:
             kept = ()
-        entries.append(kept[0] if len(kept) == 1 else kept or None)
-    return P(*entries)
+        found.append(kept)
+    if "layers" in axes and devices.get("pp", 1) > 1 and ("pp",) not in found:
+        return elsewhere(found, shape, devices)
+    return found
+
+
+def elsewhere(
+    found: list[tuple[str, ...]], shape: tuple[int, ...], devices: dict[str, int]
+) -> list[tuple[str, ...]]:
+    """The same with the ranks of a pipeline cutting not the layers but the first other dimension that they divide:
+    how layers lie that are fewer than the places of its stages, or that are about to change places."""
+    result = [tuple(name for name in names if name != "pp") for names in found]
+    for i in range(1, len(shape)):
+        if shape[i] % math.prod(devices[name] for name in (*result[i], "pp")) == 0:
+            result[i] = (*result[i], "pp")
+            break
+    return result
 
 
 def shardings(spec: Tree) -> Tree | None:
@@ -137,9 +170,4 @@ def partition(x: Any) -> P:
 
 def without(spec: P, axis: str) -> P:
     """A PartitionSpec without one mesh axis."""
-    entries = []
-    for entry in spec:
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        kept = tuple(name for name in names if name != axis)
-        entries.append(kept[0] if len(kept) == 1 else kept or None)
-    return P(*entries)
+    return joined(tuple(name for name in names if name != axis) for names in parted(spec))

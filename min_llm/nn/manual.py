@@ -70,8 +70,7 @@ def _backward(local: Callable[..., Array], operands: tuple, dy: Array) -> tuple:
 
 def _uncut(x: Array) -> tuple[str, ...]:
     """The axes of the mesh that do not cut an array."""
-    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in axes.partition(x))
-    cut = {name for entry in entries for name in entry}
+    cut = {name for names in axes.parted(axes.partition(x)) for name in names}
     return tuple(name for name in axes.sizes() if name not in cut)
 
 

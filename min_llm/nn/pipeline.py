@@ -7,6 +7,9 @@ part goes v times round the ring (the interleaved schedule of Narayanan et al. 2
 
     ticks = M·v + n − 1,  of which n − 1 are idle;     n ranks, M parts, v rounds
 
+Where one or two layers are missing for equal stages, the last and the first have one less, as in Llama 3 405B, whose
+126 layers are 16 x 8 − 2: a layer of zeros, which adds nothing to the residual stream, stands in its place.
+
 Gradients come from differentiating the loop, so all forward ticks are before all backward ones. Ranks that are idle
 compute on stale numbers and what they make is never read. Embedding and head are outside: every rank computes them.
 """
@@ -36,8 +39,9 @@ def run_pipeline(
     """x after all layers of the stack. rows: what the layers know of each row of the batch, a tree of [B or 1, …]."""
     n_layers, n = jax.tree.leaves(stack)[0].shape[0], axes.sizes()["pp"]
     check(n_layers, x.shape[0], n, parts, rounds)
-    per_stage = n_layers // (n * rounds)
-    stack = arranged(stack, n, rounds)
+    before, after = spare(n_layers, n * rounds)
+    per_stage = (before + n_layers + after) // (n * rounds)
+    stack = arranged(stack, n, rounds, before, after)
     # what is summed over pp (the result, the gradient of the input) is float32 on CPU, where XLA aborts on bfloat16
     summed = jnp.float32 if platform.backend() == "cpu" else x.dtype
     x_parts = axes.split_rows(x.astype(summed), parts)
@@ -54,7 +58,8 @@ def run_pipeline(
             # picked by number, the weights of a stage would be kept for the backward pass once for every tick
             weights = jax.tree.map(lambda w: w[0] if rounds == 1 else _at(w, lap), stages)
             part_rows = jax.tree.map(lambda a: _at(a, part), rows)
-            index = (lap * n + rank) * per_stage + part * (n_layers + 1)  # dropout differs from part to part
+            # dropout differs from part to part
+            index = (lap * n + rank) * per_stage - before + part * (n_layers + 1)
             y = stage(weights, first, part_rows, index)
             return jax.lax.ppermute(y, "pp", ring), y
 
@@ -78,11 +83,7 @@ def run_pipeline(
 
 def check(n_layers: int, rows: int, n: int, parts: int, rounds: int) -> None:
     """A sentence where these layers and rows do not go through such a pipeline."""
-    if n_layers % (n * rounds):
-        raise UserError(
-            f"The model has {n_layers} layers, which parallel.mesh.pp x parallel.pipeline_rounds = {n * rounds} "
-            "does not divide."
-        )
+    spare(n_layers, n * rounds)
     if rows % parts:
         raise UserError(
             f"A micro-batch of {rows} rows cannot be cut into parallel.pipeline_parts = {parts} equal parts."
@@ -93,17 +94,32 @@ def check(n_layers: int, rows: int, n: int, parts: int, rounds: int) -> None:
         )
 
 
-def arranged(stack: Tree, n: int, rounds: int) -> Tree:
-    """The layers in the order of the ranks that run them: rank r runs stages r, r + n, r + 2n, … With one round they
-    are there already; otherwise they travel, once a step."""
-    if rounds == 1:
+def spare(n_layers: int, stages: int) -> tuple[int, int]:
+    """How many layers fewer than the others the first and the last stage have: 0 or 1 each."""
+    missing = -n_layers % stages
+    if missing > 2:
+        fitting = [n for n in range(n_layers - stages, n_layers + stages) if n > 0 and -n % stages <= 2]
+        raise UserError(
+            f"The model has {n_layers} layers, which do not fill parallel.mesh.pp x parallel.pipeline_rounds = "
+            f"{stages} stages: those have equal numbers, the last and the first perhaps one less. "
+            f"{', '.join(map(str, fitting))} layers would."
+        )
+    return missing // 2, missing - missing // 2
+
+
+def arranged(stack: Tree, n: int, rounds: int, before: int, after: int) -> Tree:
+    """The layers in the order of the ranks that run them: rank r runs stages r, r + n, r + 2n, … With one round and
+    nothing missing they are there already; otherwise they travel, once a step: cut along another dimension they can be
+    put in order on every device, and are then exchanged."""
+    if rounds == 1 and not before + after:
         return stack
 
     def leaf(w: Array) -> Array:
-        home = axes.partition(w)
-        whole = jax.reshard(w, P(None, *home[1:]))
-        stages = whole.reshape(rounds, n, -1, *w.shape[1:]).swapaxes(0, 1)
-        return jax.reshard(stages.reshape(w.shape), home)
+        apart = axes.joined(axes.elsewhere(axes.parted(axes.partition(w)), w.shape, axes.sizes()))
+        w = jax.reshard(w, apart)
+        w = jnp.pad(w, ((before, after), *[(0, 0)] * (w.ndim - 1)))
+        w = w.reshape(rounds, n, -1, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape)
+        return jax.reshard(w, P("pp", *axes.without(apart, "pp")[1:]))
 
     return jax.tree.map(leaf, stack)
 

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from min_llm import platform
 from min_llm.config import UserError, option
-from min_llm.nn import axes, context
+from min_llm.nn import axes, context, pipeline
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Context, Runtime
 from min_llm.parallel import processes
@@ -159,7 +159,9 @@ def check(cfg: MeshConfig, model: Any, spec: Any, batch: int, seq_len: int) -> N
         )
     for name, p in leaves(spec):
         for size, axis in zip(p.shape, p.axes, strict=True):
-            rule = axes.RULES[axis] if axis is not None and axis != "kv_heads" else None
+            if axis == "layers":
+                pipeline.spare(size, cfg.pp)
+            rule = axes.RULES[axis] if axis not in (None, "kv_heads", "layers") else None
             for mesh_axis in (rule,) if isinstance(rule, str) else rule or ():
                 if size % shape[mesh_axis]:
                     hint = (

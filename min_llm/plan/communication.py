@@ -148,9 +148,8 @@ def _pipeline(job: Job) -> Iterator[Transfer]:
     yield _transfer(job, "activations and their gradients", "shift", "pp", piece, 2 * job.ticks)
     yield _transfer(job, "results of all parts", "sum", "pp", piece * job.parts, 1)
     yield _transfer(job, "gradients of all parts", "sum", "pp", piece * job.parts, 1)
-    if job.rounds > 1:
-        stack = sum(job.local(p) for p in job.layer) * job.n_layers
-        yield _transfer(job, "layers to their ranks", "gather", "pp", stack * F32, 2)
+    stack = sum(job.local(p) for name, p in leaves(job.spec) if name.startswith("layers."))
+    yield _transfer(job, "layers to their ranks", "exchange", "pp", stack * F32, 2 * job.moves)
 
 
 def _ends(job: Job) -> Iterator[Transfer]:

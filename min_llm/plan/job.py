@@ -71,7 +71,15 @@ class Job:
     @property
     def layer_runs(self) -> int:
         """How often it runs a layer forward in a micro-batch, on one part, idle turns included."""
-        return self.n_layers // (self.mesh.pp * self.rounds) * self.ticks
+        return -(-self.n_layers // (self.mesh.pp * self.rounds)) * self.ticks
+
+    @property
+    def moves(self) -> int:
+        """Exchanges that bring the layers to the ranks that run them, each way (nn.pipeline.arranged)."""
+        if self.mesh.pp == 1:
+            return 0
+        stored = self.n_layers % self.mesh.pp == 0  # with the rank that runs them, but for rounds
+        return (2 if stored else 1) if self.rounds > 1 or not stored else 0
 
     @property
     def bubble(self) -> float:
@@ -119,10 +127,4 @@ def pieces(p: Param, mesh: MeshConfig, gathered: tuple[str, ...] = ()) -> int:
 
 def cut(p: Param, mesh: MeshConfig) -> list[str]:
     """The mesh axes over which a parameter is cut."""
-    found = []
-    for axis, size in zip(p.axes, p.shape, strict=True):
-        rule = axes.RULES[axis] if axis is not None else None
-        names = [name for name in ((rule,) if isinstance(rule, str) else rule or ()) if mesh.shape[name] > 1]
-        whole = axis == "kv_heads" and any(size % mesh.shape[name] for name in names)
-        found += [] if whole else names
-    return found
+    return [name for names in axes.cuts(p.axes, p.shape, mesh.shape) for name in names]

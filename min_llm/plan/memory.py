@@ -8,7 +8,7 @@ bytes of the compute dtype, the backward pass of a dense decoder keeps (counted 
                                               A = 2, keys and values, and more where each query block keeps a copy
     probabilities    H·P · c                  P keys a query: about S/2 for "xla"; 2·S for "reference", in float32;
                                               none for "blockwise", which computes them again
-    feed-forward     6·F·c for SwiGLU, 5·F·c for GELU; k · (2·D + 3·F) · c for a mixture with k experts a token
+    feed-forward     6·F·c for SwiGLU, 2·F·c for GELU; k · (2·D + 3·F) · c for a mixture with k experts a token
 
 remat "none" keeps all of it; "selective" the products with weights, (2·D + H·K + 2·G·K + 2·F) · c, of a mixture
 k · (D + 2·F) instead of 2·F; "full" and, on the device, "offload" D·c. On top, one layer's worth times `WORKSPACE` is
@@ -126,7 +126,7 @@ def layer_bytes(cfg: models.ModelConfig, seq_len: int, runtime: Runtime) -> floa
         return (2 * d + hk + 2 * gk + (k * (d + ups * f) if k else ups * f)) * size
     copies, keys = attention_values(seq_len, runtime.attention, getattr(cfg, "window", None))
     probabilities = c.n_heads * keys * (BYTES["float32"] if runtime.attention == "reference" else size)
-    feed_forward = k * (2 * d + 3 * f) if k else (6 if ups == 2 else 5) * f
+    feed_forward = k * (2 * d + 3 * f) if k else (6 if ups == 2 else 2) * f
     return 4 * d * BYTES["float32"] + (2 * d + 3 * hk + copies * gk + feed_forward) * size + probabilities
 
 

@@ -73,6 +73,8 @@ def training(job: Job) -> TrainingMemory:
         turns += (
             job.ticks * stack / job.rounds
         )  # the loop picks them by number, so it keeps them for every turn
+    elif job.moves:
+        turns += 2 * stack  # in the order of the ranks, and its gradient
     one_stage = 2 * stack / job.rounds if job.mesh.pp > 1 else 0.0  # its gradients: of a turn, and their sum
     tokens = job.part_tokens * job.parts
     at_once = tokens * job.model.vocab_size // job.mesh.tp

@@ -1,6 +1,6 @@
 """The process behind test_mesh.py: one family on meshes of 8 virtual devices against one device, as JSON.
 
-python -m tests.parallel.mesh_case llama '[[{"fsdp": 2, "tp": 4}, {"attention": "xla"}]]'
+python -m tests.parallel.mesh_case llama '[[{"fsdp": 2, "tp": 4}, {"attention": "xla"}]]' '{}'
 """
 
 import functools
@@ -79,13 +79,13 @@ def compare(cfg, shape, runtime, batch, params, loss, grads, change=lambda param
     }
 
 
-def main(family, cases):
+def main(family, cases, sizes):
     extra = {"n_kv_heads": 2, "head_dim": 4} if family == "llama" else {}
-    cfg = build(models.ModelConfig, SIZES | {"family": family} | extra)
+    cfg = build(models.ModelConfig, SIZES | {"family": family} | extra | sizes)
     batch, params = make_batch(), models.init(cfg, 0)
     one = step(cfg, Runtime(attention="reference"))(params, batch)
     return [compare(cfg, shape, runtime, batch, params, *one) for shape, runtime in cases]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))))
+    print(json.dumps(main(sys.argv[1], *map(json.loads, sys.argv[2:]))))

@@ -20,6 +20,15 @@ LLAMA = [
     ({"pp": 2, "fsdp": 2, "tp": 2}, {"attention": "xla", "pipeline_parts": 4}),
     ({"pp": 2, "dp": 4}, {"attention": "xla", "scan": True, "pipeline_parts": 2, "pipeline_rounds": 2}),
 ]
+# the last stage, or the last and the first, have a layer less: 4 x 2 - 2, 2 x 2 rounds x 2 - 2, 4 x 2 - 1
+SIX = [
+    ({"pp": 4, "dp": 2}, {"attention": "xla", "scan": True, "pipeline_parts": 4}),
+    (
+        {"pp": 2, "fsdp": 2, "tp": 2},
+        {"attention": "xla", "scan": True, "pipeline_parts": 2, "pipeline_rounds": 2},
+    ),
+]
+SEVEN = [({"pp": 4, "fsdp": 2}, {"attention": "blockwise", "pipeline_parts": 4, "remat": "full"})]
 GPT2 = [
     ({"fsdp": 2, "cp": 2, "tp": 2}, {"attention": "xla", "scan": True}),
     ({"pp": 2, "fsdp": 2, "tp": 2}, {"attention": "xla", "scan": True, "pipeline_parts": 2}),
@@ -28,12 +37,22 @@ GPT2 = [
 RUN = LLAMA if platform.jaxlib_version() >= (0, 12) else [LLAMA[1], LLAMA[4], LLAMA[7]]
 
 
-@pytest.mark.parametrize(("family", "cases"), [("llama", RUN), ("gpt2", GPT2)])
-def test_a_mesh_changes_nothing(family, cases, run_python):
+@pytest.mark.parametrize(
+    ("family", "cases", "layers"),
+    [
+        ("llama", RUN, 4),
+        ("gpt2", GPT2, 4),
+        pytest.param("llama", SIX, 6, marks=pytest.mark.newest),
+        ("gpt2", SEVEN, 7),
+    ],
+)
+def test_a_mesh_changes_nothing(family, cases, layers, run_python):
     """Packed batch. The same initial parameters to the bit; the loss within 1e-6 and every gradient within 1e-5,
     and within 1e-4 of its largest entry, of those of one device (one that is 0 but for rounding has no such scale);
     every gradient laid out like its parameter."""
-    done = run_python("tests.parallel.mesh_case", family, json.dumps(cases), devices=8)
+    done = run_python(
+        "tests.parallel.mesh_case", family, *map(json.dumps, (cases, {"n_layers": layers})), devices=8
+    )
     for (shape, _), got in zip(cases, json.loads(done.stdout), strict=True):
         assert got["devices"] == 8
         if shape != {"tp": 8}:
