@@ -87,6 +87,20 @@ def steps(n: int) -> dict[str, Any]:
     return {**run(n), "peak": peak()}
 
 
+def make_folder(**request: Any) -> None:
+    """architecture, config, folder, seed, shard_size: peers.folders.make."""
+    from peers.folders import make
+
+    make(**request)
+
+
+def folder_logits(**request: Any) -> dict[str, Any]:
+    """folder, tokens: peers.folders.logits."""
+    from peers.folders import logits
+
+    return logits(**request)
+
+
 def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
     """checkout, text, seed: peers.nanogpt.train_and_score on `threads` threads."""
     import torch
@@ -98,9 +112,5 @@ def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve(
-        {
-            f.__name__: f
-            for f in (versions, llama, mixtral, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
-        }
-    )
+    operations = (versions, llama, mixtral, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
+    serve({f.__name__: f for f in (*operations, make_folder, folder_logits)})

@@ -24,7 +24,7 @@ from min_llm.nn.activations import gelu
 from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
 from min_llm.nn.layers import run_layers
-from min_llm.nn.leaves import dot, embed
+from min_llm.nn.leaves import dot, embed, plus
 from min_llm.nn.norm import layer_norm
 from min_llm.nn.probe import probe
 from min_llm.nn.runtime import Runtime
@@ -183,10 +183,6 @@ def mlp(w: Layer, cfg: Config, x: Float[Array, "b s d"]) -> Float[Array, "b s d"
     n = axes.shard(layer_norm(x, w.mlp_norm_scale, w.mlp_norm_bias, cfg.norm_eps), "batch", "seq", "features")
     hidden = gelu(plus(dot("bsd,df->bsf", n, w.w_up), w.b_up))
     return plus(dot("bsf,fd->bsd", hidden, w.w_down, "batch", "residual", "features"), w.b_down)
-
-
-def plus(x: Array, bias: Array | None) -> Array:
-    return x if bias is None else x + bias.astype(x.dtype)
 
 
 def _gpt2(n_layers: int, dim: int, n_heads: int) -> Config:

@@ -25,7 +25,7 @@ from min_llm.nn.activations import swiglu
 from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
 from min_llm.nn.layers import run_layers
-from min_llm.nn.leaves import dot, embed
+from min_llm.nn.leaves import dot, embed, plus
 from min_llm.nn.norm import rms_norm
 from min_llm.nn.probe import probe
 from min_llm.nn.rope import RopeScaling, angles, rotate
@@ -45,7 +45,8 @@ class Config(ModelConfig):
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
-    window: int | None = None  # sliding-window attention; Llama 3 has none
+    window: int | None = None  # sliding-window attention, as in Mistral; Llama has none
+    qkv_bias: bool = False  # biases of queries, keys and values, as in Qwen2; Llama has none
     init_std: float = 0.02
 
     family = "llama"
@@ -75,6 +76,9 @@ class Layer:
     wq: Any
     wk: Any
     wv: Any
+    bq: Any  # these three None without qkv_bias
+    bk: Any
+    bv: Any
     wo: Any
     mlp_norm: Any
     w_gate: Any
@@ -95,11 +99,18 @@ def layer_spec(cfg: Config) -> Layer:
     d, h, g, k, f = cfg.dim, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.hidden_dim
     std = cfg.init_std
     out = std / (2 * cfg.n_layers) ** 0.5  # what is added to the residual stream (GPT-2 section 2.3)
+
+    def bias(heads: int, name: str) -> Param | None:
+        return Param((heads, k), (name, "head_dim"), None, "bias") if cfg.qkv_bias else None
+
     return Layer(
         attn_norm=Param((d,), (None,), None, "norm", fill=1.0),
         wq=Param((d, h, k), ("embed", "heads", "head_dim"), std, "matrix"),
         wk=Param((d, g, k), ("embed", "kv_heads", "head_dim"), std, "matrix"),
         wv=Param((d, g, k), ("embed", "kv_heads", "head_dim"), std, "matrix"),
+        bq=bias(h, "heads"),
+        bk=bias(g, "kv_heads"),
+        bv=bias(g, "kv_heads"),
         wo=Param((h, k, d), ("heads", "head_dim", "embed"), out, "matrix"),
         mlp_norm=Param((d,), (None,), None, "norm", fill=1.0),
         w_gate=Param((d, f), ("embed", "hidden"), std, "matrix"),
@@ -161,9 +172,9 @@ def attention(
     runtime: Runtime,
 ) -> tuple[Float[Array, "b s d"], Any]:
     n = axes.shard(rms_norm(x, w.attn_norm, cfg.norm_eps), "batch", "seq", "features")
-    q = rotate(dot("bsd,dhk->bshk", n, w.wq), *rope)
-    k = rotate(dot("bsd,dgk->bsgk", n, w.wk), *rope)
-    v = dot("bsd,dgk->bsgk", n, w.wv)
+    q = rotate(plus(dot("bsd,dhk->bshk", n, w.wq), w.bq), *rope)
+    k = rotate(plus(dot("bsd,dgk->bsgk", n, w.wk), w.bk), *rope)
+    v = plus(dot("bsd,dgk->bsgk", n, w.wv), w.bv)
     out, cache = cache.attend(i, q, k, v, mask, runtime)
     return dot("bshk,hkd->bsd", out, w.wo, "batch", "residual", "features"), cache
 

@@ -37,6 +37,11 @@ def dot(eq: str, x: Array, w: Array, *out: str | None) -> Array:
     return product(x.reshape(-1, size), w.reshape(size, -1)).reshape(shape)
 
 
+def plus(x: Array, bias: Array | None) -> Array:
+    """x + bias in x's dtype; None adds nothing."""
+    return x if bias is None else x + bias.astype(x.dtype)
+
+
 def embed(tokens: Int[Array, "b s"], table: Float[Array, "v d"], dtype: jnp.dtype) -> Float[Array, "b s d"]:
     """Rows of the embedding table, in the compute dtype."""
     if not axes.on_mesh():

@@ -1,0 +1,145 @@
+"""Hugging Face folders: config.json and safetensors, in one file or in shards with an index."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from min_llm.config import UserError
+from min_llm.formats import configs, tables
+from min_llm.models import ModelConfig
+
+CONFIG, ONE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a Hugging Face folder: one of our runs has no config.json."""
+    return (path / CONFIG).is_file()
+
+
+def read_config(folder: Path) -> ModelConfig:
+    return configs.from_json(_json(folder / CONFIG), folder / CONFIG)
+
+
+def read(folder: Path, dtype: str = "float32") -> tuple[ModelConfig, Any]:
+    """Configuration and parameters in `dtype`, each file memory-mapped and each tensor read once."""
+    cfg = read_config(folder)
+    places = _places(folder)
+    with contextlib.ExitStack() as stack:
+        files = {path: stack.enter_context(_opened(path)) for path in sorted(set(places.values()))}
+
+        def tensor(name: str) -> np.ndarray:
+            try:
+                return files[places[name]].get_tensor(name)
+            except (SafetensorError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(
+                    f"{places[name]} does not give {name}: {error}. Copy or download it again."
+                ) from error
+
+        names = [name for file in files.values() for name in file.keys()]  # noqa: SIM118 (not a mapping)
+        return cfg, tables.read(cfg, names, tensor, folder, dtype)
+
+
+def write(
+    folder: Path, cfg: ModelConfig, params: Any, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Write a folder that transformers reads. It appears whole, or not at all; one that is there is left alone."""
+    cfg, params = tables.with_biases(cfg, params)
+    made = configs.to_json(cfg, dtype)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there already and not empty. Choose another folder, or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        (temporary / CONFIG).write_text(json.dumps(made, indent=2) + "\n")
+        _write_shards(temporary, cfg, params, dtype, shard_bytes)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} could not be written: {error.strerror or error}. Nothing of it is left."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write_shards(folder: Path, cfg: ModelConfig, params: Any, dtype: str, most: int) -> None:
+    """One file, or several with an index; in memory there is one at a time."""
+    size, total, shards = jnp.dtype(dtype).itemsize, 0, [[]]  # type: ignore[var-annotated]
+    held = 0
+    for name, shape, make in tables.write(cfg, params):
+        n = int(np.prod(shape)) * size
+        if held and held + n > most:
+            shards.append([])
+            held = 0
+        shards[-1].append((name, make))
+        held, total = held + n, total + n
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards):
+        file = ONE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        arrays = {name: np.ascontiguousarray(make().astype(jnp.dtype(dtype))) for name, make in shard}
+        save_file(arrays, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(arrays, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _places(folder: Path) -> Mapping[str, Path]:
+    """The file of each tensor."""
+    if (folder / INDEX).is_file():
+        index = _json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(
+            isinstance(v, str) and "/" not in v for v in index.values()
+        ):
+            raise UserError(f"{folder / INDEX} has no weight_map from tensors to files beside it.")
+        absent = sorted({file for file in index.values() if not (folder / file).is_file()})
+        if absent:
+            raise UserError(
+                f"{folder} lacks {', '.join(absent)}, which its index names. Copy or download it again."
+            )
+        return {name: folder / file for name, file in index.items()}
+    if (folder / ONE).is_file():
+        with _opened(folder / ONE) as file:
+            return dict.fromkeys(file.keys(), folder / ONE)
+    others = sorted(path.name for path in folder.glob("*.bin"))
+    hint = (
+        f" It has {others[0]}: pickled weights are not read; convert them with safetensors." if others else ""
+    )
+    raise UserError(f"{folder} has neither {ONE} nor {INDEX}.{hint}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        opened = safe_open(path, "numpy")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is no whole safetensors file: {error}. Copy or download it again."
+        ) from error
+    with opened as file:
+        yield file
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return found

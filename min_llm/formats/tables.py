@@ -1,0 +1,265 @@
+"""Which tensor of other programs is which leaf of ours: a table per family, and the two directions over it.
+
+Their linear layers are [out, in], ours [in…, out…] with heads apart; GPT-2's are [in, out] with queries, keys and
+values side by side. A table has one line for each of our leaves; reading and writing follow from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from min_llm import models
+from min_llm.config import UserError
+from min_llm.models import ModelConfig, gpt2
+from min_llm.spec import Param, leaves
+
+Kind = Literal["table", "vector", "out, in", "in, out"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One leaf of ours. name, gguf: theirs, with {i} for the layer's number. kind: how theirs lies. inputs: how many of
+    our dimensions are contracted. part: theirs holds several of ours side by side, and ours is this one of so many."""
+
+    name: str
+    gguf: str
+    kind: Kind = "vector"
+    inputs: int = 1
+    part: tuple[int, int] = (0, 1)
+
+    def ours(self, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Their tensor as our leaf of one layer; a ValueError where the shapes do not agree."""
+        which, of = self.part
+        if of > 1:
+            theirs = np.split(theirs, of, axis=-1)[which]
+        if self.kind == "out, in":
+            theirs = theirs.T
+        if theirs.shape != self._flat(shape):
+            raise ValueError(theirs.shape)
+        return theirs.reshape(shape)
+
+    def theirs(self, ours: np.ndarray) -> np.ndarray:
+        """Our leaf of one layer as their tensor, or the part of it that is ours."""
+        flat = ours.reshape(self._flat(ours.shape))
+        return flat.T if self.kind == "out, in" else flat
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """Of their whole tensor."""
+        *first, last = self._flat(ours)
+        whole = (*first, last * self.part[1])
+        return whole[::-1] if self.kind == "out, in" else whole
+
+    def _flat(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Ours with inputs and outputs joined to one dimension each; a vector is one."""
+        if self.kind == "vector":
+            return (math.prod(shape),)
+        return (
+            shape
+            if self.kind == "table"
+            else (math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :]))
+        )
+
+
+def _llama(name: str, gguf: str, kind: Kind = "out, in", inputs: int = 1) -> Line:
+    return Line("model.layers.{i}." + name, "blk.{i}." + gguf, kind, inputs)
+
+
+def _gpt2(
+    name: str, gguf: str, kind: Kind = "vector", inputs: int = 1, part: tuple[int, int] = (0, 1)
+) -> Line:
+    return Line("transformer.h.{i}." + name, "blk.{i}." + gguf, kind, inputs, part)
+
+
+# leaf -> line; what a model does not have (biases, a head that is tied) is not looked for
+TABLES: dict[str, dict[str, Line]] = {
+    "llama": {
+        "embed": Line("model.embed_tokens.weight", "token_embd.weight", "table"),
+        "attn_norm": _llama("input_layernorm.weight", "attn_norm.weight", "vector"),
+        "wq": _llama("self_attn.q_proj.weight", "attn_q.weight"),
+        "wk": _llama("self_attn.k_proj.weight", "attn_k.weight"),
+        "wv": _llama("self_attn.v_proj.weight", "attn_v.weight"),
+        "bq": _llama("self_attn.q_proj.bias", "attn_q.bias", "vector"),
+        "bk": _llama("self_attn.k_proj.bias", "attn_k.bias", "vector"),
+        "bv": _llama("self_attn.v_proj.bias", "attn_v.bias", "vector"),
+        "wo": _llama("self_attn.o_proj.weight", "attn_output.weight", inputs=2),
+        "mlp_norm": _llama("post_attention_layernorm.weight", "ffn_norm.weight", "vector"),
+        "w_gate": _llama("mlp.gate_proj.weight", "ffn_gate.weight"),
+        "w_up": _llama("mlp.up_proj.weight", "ffn_up.weight"),
+        "w_down": _llama("mlp.down_proj.weight", "ffn_down.weight"),
+        "final_norm": Line("model.norm.weight", "output_norm.weight"),
+        "head": Line("lm_head.weight", "output.weight", "out, in"),
+    },
+    "gpt2": {
+        "embed": Line("transformer.wte.weight", "token_embd.weight", "table"),
+        "positions": Line("transformer.wpe.weight", "position_embd.weight", "table"),
+        "attn_norm_scale": _gpt2("ln_1.weight", "attn_norm.weight"),
+        "attn_norm_bias": _gpt2("ln_1.bias", "attn_norm.bias"),
+        "wq": _gpt2("attn.c_attn.weight", "attn_qkv.weight", "in, out", part=(0, 3)),
+        "wk": _gpt2("attn.c_attn.weight", "attn_qkv.weight", "in, out", part=(1, 3)),
+        "wv": _gpt2("attn.c_attn.weight", "attn_qkv.weight", "in, out", part=(2, 3)),
+        "bq": _gpt2("attn.c_attn.bias", "attn_qkv.bias", part=(0, 3)),
+        "bk": _gpt2("attn.c_attn.bias", "attn_qkv.bias", part=(1, 3)),
+        "bv": _gpt2("attn.c_attn.bias", "attn_qkv.bias", part=(2, 3)),
+        "wo": _gpt2("attn.c_proj.weight", "attn_output.weight", "in, out", 2),
+        "bo": _gpt2("attn.c_proj.bias", "attn_output.bias"),
+        "mlp_norm_scale": _gpt2("ln_2.weight", "ffn_norm.weight"),
+        "mlp_norm_bias": _gpt2("ln_2.bias", "ffn_norm.bias"),
+        "w_up": _gpt2("mlp.c_fc.weight", "ffn_up.weight", "in, out"),
+        "b_up": _gpt2("mlp.c_fc.bias", "ffn_up.bias"),
+        "w_down": _gpt2("mlp.c_proj.weight", "ffn_down.weight", "in, out"),
+        "b_down": _gpt2("mlp.c_proj.bias", "ffn_down.bias"),
+        "final_norm_scale": Line("transformer.ln_f.weight", "output_norm.weight"),
+        "final_norm_bias": Line("transformer.ln_f.bias", "output_norm.bias"),
+    },
+}
+# buffers that some checkpoints carry and no model needs
+IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+def table(cfg: ModelConfig) -> dict[str, Line]:
+    if cfg.family not in TABLES:
+        raise UserError(
+            f"A {cfg.family} can be neither read from nor written to other programs' files yet; those that can: "
+            f"{', '.join(TABLES)}."
+        )
+    return TABLES[cfg.family]
+
+
+def lines(cfg: ModelConfig) -> Iterator[tuple[str, Line, Param]]:
+    """(dotted name, line, Param) of every leaf of the model; a Param of "layers." is stacked."""
+    known = table(cfg)
+    for name, param in leaves(models.spec(cfg)):
+        yield name, known[name.rpartition(".")[2]], param
+
+
+def read(
+    cfg: ModelConfig,
+    names: list[str],
+    tensor: Callable[[str], np.ndarray],
+    where: Any,
+    dtype: str = "float32",
+) -> Any:
+    """Our parameters from their tensors, one leaf after the other: never more than the model and one leaf of it.
+
+    names: all that are there, by Hugging Face's names; tensor: reads one. Raises UserError that lists what is missing,
+    left over and misshapen.
+    """
+    here = set(names)
+    short = (
+        "transformer." if cfg.family == "gpt2" and "wte.weight" in here else ""
+    )  # how OpenAI's are published
+
+    def there(line: Line, i: int) -> str:
+        return line.name.format(i=i).removeprefix(short)
+
+    wanted = {
+        there(line, i): line.shape(param.shape[1:] if stacked else param.shape)
+        for name, line, param in lines(cfg)
+        for stacked in [name.startswith("layers.")]
+        for i in range(param.shape[0] if stacked else 1)
+    }
+    missing = sorted(wanted.keys() - here)
+    surplus = sorted(
+        name for name in here - wanted.keys() if not name.endswith(IGNORED) and not _tied(cfg, name)
+    )
+    if missing or surplus:
+        raise UserError(
+            f"{where} does not hold this model. {_listed('Missing', missing)}{_listed('Left over', surplus)}"
+        )
+    wrong: list[str] = []
+
+    def piece(line: Line, i: int, shape: tuple[int, ...]) -> np.ndarray:
+        name = there(line, i)
+        theirs = tensor(name)
+        try:
+            return line.ours(theirs, shape)
+        except ValueError:
+            wrong.append(f"{name} {list(theirs.shape)}, not {list(wanted[name])}")
+            return np.zeros(shape, np.float32)
+
+    def leaf(name: str, line: Line, param: Param) -> Any:
+        if not name.startswith("layers."):
+            return jnp.asarray(piece(line, 0, param.shape), dtype)
+        stacked = np.empty(param.shape, jnp.dtype(dtype))
+        for i in range(param.shape[0]):
+            stacked[i] = piece(line, i, param.shape[1:])
+        return jnp.asarray(stacked)
+
+    found = {name: leaf(name, line, param) for name, line, param in lines(cfg)}
+    if wrong:
+        raise UserError(f"{where} does not hold this model. {_listed('Misshapen', sorted(set(wrong)))}")
+    return from_names(cfg, found)
+
+
+def from_names(cfg: ModelConfig, found: Mapping[str, Any]) -> Any:
+    """The parameter tree of a model from its leaves by their dotted names."""
+    import jax
+
+    from min_llm.spec import is_param
+
+    spec = models.spec(cfg)
+    order = [found[name] for name, _ in leaves(spec)]
+    return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=is_param), order)
+
+
+def with_biases(cfg: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+    """The same model as other programs can have it: their GPT-2 has all biases, so that absent ones become zeros."""
+    if not isinstance(cfg, gpt2.Config) or cfg.bias:
+        return cfg, params
+    import jax
+
+    full = dataclasses.replace(cfg, bias=True)
+    given = dict(zip((name for name, _, _ in lines(cfg)), jax.tree.leaves(params), strict=True))
+    zeros = {name: np.zeros(param.shape, np.float32) for name, _, param in lines(full) if name not in given}
+    return full, from_names(full, zeros | given)
+
+
+def write(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
+    """(their name, shape, what makes it) of every tensor, layer by layer as their files have them."""
+    import jax
+
+    every = list(lines(cfg))
+    leaf = dict(zip((name for name, _, _ in every), jax.tree.leaves(params), strict=True))
+    inner = [row for row in every if row[0].startswith("layers.")]
+    first = every.index(inner[0])
+    outer = [row for row in every if row not in inner]
+    yield from _tensors(outer[:first], leaf, None)
+    for i in range(inner[0][2].shape[0]):
+        yield from _tensors(inner, leaf, i)
+    yield from _tensors(outer[first:], leaf, None)
+
+
+def _tensors(
+    rows: list[tuple[str, Line, Param]], leaf: Mapping[str, Any], i: int | None
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
+    """Of one layer, or of what is outside them; leaves that are parts of one tensor follow each other in a table."""
+
+    def make(some: list[tuple[str, Line, Param]]) -> np.ndarray:
+        arrays = [
+            line.theirs(np.asarray(leaf[name] if i is None else leaf[name][i])) for name, line, _ in some
+        ]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+
+    for their_name, group in itertools.groupby(rows, lambda row: row[1].name):
+        some = list(group)
+        _, line, param = some[0]
+        shape = line.shape(param.shape if i is None else param.shape[1:])
+        yield their_name.format(i=i), shape, functools.partial(make, some)
+
+
+def _tied(cfg: ModelConfig, name: str) -> bool:
+    """Whether it is a head that repeats the embedding table."""
+    return name == "lm_head.weight" and (cfg.family == "gpt2" or getattr(cfg, "tie_embeddings", False))
+
+
+def _listed(what: str, names: list[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{what}: {', '.join(names[:most])}{more}. " if names else ""

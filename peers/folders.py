@@ -1,0 +1,39 @@
+"""transformers' own folders: tiny random models written, and any folder's logits."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+
+def make(
+    architecture: str,
+    config: dict[str, Any],
+    folder: str,
+    seed: int = 0,
+    shard_size: str = "5GB",
+    dtype: str = "float32",
+) -> None:
+    """Write a random model, e.g. architecture "Qwen2"; biases and norms too are random, so that none can be missed."""
+    made = getattr(transformers, f"{architecture}Config")(**config)
+    name = "GPT2LMHeadModel" if architecture == "GPT2" else f"{architecture}ForCausalLM"
+    torch.manual_seed(seed)
+    model = getattr(transformers, name)(made)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
+
+
+def logits(folder: str, tokens: np.ndarray) -> dict[str, Any]:
+    """[B, S, V] in float32, whatever the folder's dtype; and the names of what was not in the files."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    with torch.no_grad():
+        found = model(input_ids=torch.from_numpy(tokens).long()).logits
+    wrong = {
+        key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    return {"logits": found.float().numpy(), **wrong}
