@@ -26,6 +26,8 @@ from min_llm.reference.layers import (
     gelu_backward,
     layer_norm,
     layer_norm_backward,
+    linear,
+    linear_backward,
 )
 from min_llm.reference.outside import outside
 
@@ -102,16 +104,6 @@ def norm(x, p, name, cfg):
 def norm_backward(dy, x, p, name, cfg):
     dx, dscale, dbias = layer_norm_backward(dy, x, p[f"{name}_scale"], cfg.norm_eps)
     return dx, {f"{name}_scale": dscale} | ({f"{name}_bias": dbias} if f"{name}_bias" in p else {})
-
-
-def linear(equation, x, p, weight, bias):
-    y = einsum(equation, x, p[weight])
-    return y + p[bias] if bias in p else y
-
-
-def linear_backward(equation, dy, x, p, weight, bias):
-    dx, dweight = einsum_backward(equation, dy, x, p[weight])
-    return dx, {weight: dweight} | ({bias: dy.sum(axis=(0, 1))} if bias in p else {})
 
 
 # x + Attention(LayerNorm(x)) --------------------------------------------------------------------------------

@@ -28,6 +28,17 @@ def einsum_backward(equation, dy, a, b):
     return einsum(f"{y},{b_}->{a_}", dy, b), einsum(f"{a_},{y}->{b_}", a, dy)
 
 
+def linear(equation, x, p, weight, bias):
+    """x times the parameter p[weight], plus p[bias] where there is one."""
+    y = einsum(equation, x, p[weight])
+    return y + p[bias] if bias in p else y
+
+
+def linear_backward(equation, dy, x, p, weight, bias):
+    dx, dweight = einsum_backward(equation, dy, x, p[weight])
+    return dx, {weight: dweight} | ({bias: dy.sum(axis=(0, 1))} if bias in p else {})
+
+
 def over_rows(x):
     """Sums out every axis but the last: the gradient of a vector that was broadcast over them."""
     return x.sum(axis=tuple(range(x.ndim - 1)))

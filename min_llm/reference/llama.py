@@ -23,6 +23,8 @@ from min_llm.reference.attention import attend, attend_backward, build_mask
 from min_llm.reference.layers import (
     einsum,
     einsum_backward,
+    linear,
+    linear_backward,
     rms_norm,
     rms_norm_backward,
     rope,
@@ -37,10 +39,12 @@ UP, DOWN, HEAD = "bsd,df->bsf", "bsf,fd->bsd", "bsd,dv->bsv"
 
 
 def shapes(cfg):
-    """The parameter tree, with shapes for leaves. No biases anywhere; `head` is absent when it is embed^T."""
+    """The parameter tree, with shapes for leaves. `head` is absent when it is embed^T."""
     d, h, g, k = cfg.dim, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
     f, v = cfg.hidden_dim, cfg.vocab_size
     layer = {"attn_norm": (d,), "wq": (d, h, k), "wk": (d, g, k), "wv": (d, g, k), "wo": (h, k, d)}
+    if cfg.qkv_bias:
+        layer |= {"bq": (h, k), "bk": (g, k), "bv": (g, k)}
     layer |= {"mlp_norm": (d,), "w_gate": (d, f), "w_up": (d, f), "w_down": (f, d)}
     tree = {"embed": (v, d), "layers": [dict(layer) for _ in range(cfg.n_layers)], "final_norm": (d,)}
     return tree if cfg.tie_embeddings else {**tree, "head": (d, v)}
@@ -101,9 +105,9 @@ def visible(cfg, batch, past=None):
 
 def attention_block(x, p, cfg, angles, mask, past=None):
     h = rms_norm(x, p["attn_norm"], cfg.norm_eps)
-    q = rope(einsum(QUERY, h, p["wq"]), angles)
-    k = rope(einsum(KEY, h, p["wk"]), angles)
-    v = einsum(KEY, h, p["wv"])
+    q = rope(linear(QUERY, h, p, "wq", "bq"), angles)  # biases: Qwen2 alone
+    k = rope(linear(KEY, h, p, "wk", "bk"), angles)
+    v = linear(KEY, h, p, "wv", "bv")
     if past is not None:  # decoding: earlier keys and values are read, not computed again
         k, v = (np.concatenate(pair, axis=1) for pair in zip(past, (k, v), strict=True))
     o = attend(q, k, v, mask)
@@ -114,11 +118,11 @@ def attention_block_backward(dy, saved, p, cfg, angles, mask):
     x, h, q, k, v, o = saved
     do, dwo = einsum_backward(OUT, dy, o, p["wo"])
     dq, dk, dv = attend_backward(do, q, k, v, mask)
-    dh_q, dwq = einsum_backward(QUERY, rope(dq, -angles), h, p["wq"])
-    dh_k, dwk = einsum_backward(KEY, rope(dk, -angles), h, p["wk"])
-    dh_v, dwv = einsum_backward(KEY, dv, h, p["wv"])
+    dh_q, dquery = linear_backward(QUERY, rope(dq, -angles), h, p, "wq", "bq")
+    dh_k, dkey = linear_backward(KEY, rope(dk, -angles), h, p, "wk", "bk")
+    dh_v, dvalue = linear_backward(KEY, dv, h, p, "wv", "bv")
     dx, dnorm = rms_norm_backward(dh_q + dh_k + dh_v, x, p["attn_norm"], cfg.norm_eps)
-    return dy + dx, {"attn_norm": dnorm, "wq": dwq, "wk": dwk, "wv": dwv, "wo": dwo}
+    return dy + dx, {"attn_norm": dnorm, **dquery, **dkey, **dvalue, "wo": dwo}
 
 
 # x + MLP(RMSNorm(x)): SwiGLU, down(silu(gate) * up). Shazeer 2020 (arXiv 2002.05202), eq. 6 -----------------
