@@ -82,7 +82,9 @@ def config_of(file: gguf.File, path: Path) -> ModelConfig:
     common = dict(vocab_size=vocab, max_seq_len=value("context_length"), n_layers=value("block_count"), dim=dim,
                   n_heads=heads, hidden_dim=value("feed_forward_length"))  # fmt: skip
     if kind == "gpt2":
-        return gpt2.Config(**common, norm_eps=value("attention.layer_norm_epsilon")).checked(str(path))
+        return gpt2.Config(**common, norm_eps=_decimal(value("attention.layer_norm_epsilon"))).checked(
+            str(path)
+        )
     head_dim = value("attention.key_length", dim // heads)
     if value("rope.dimension_count", head_dim) != head_dim or value("expert_count", 0):
         raise UserError(
@@ -99,10 +101,15 @@ def config_of(file: gguf.File, path: Path) -> ModelConfig:
         head_dim=head_dim,
         rope_theta=theta,
         rope_scaling=_scaling(file, head_dim, theta, path),
-        norm_eps=float(np.float32(value("attention.layer_norm_rms_epsilon"))),
+        norm_eps=_decimal(value("attention.layer_norm_rms_epsilon")),
         tie_embeddings="output.weight" not in file.tensors,
         qkv_bias=kind == "qwen2",
     ).checked(str(path))
+
+
+def _decimal(x: float) -> float:
+    """The number as it was written down before it became a float32: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(x)))
 
 
 def _scaling(file: gguf.File, head_dim: int, theta: float, path: Path) -> RopeScaling | None:

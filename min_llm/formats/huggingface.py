@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,10 +53,34 @@ def read(folder: Path, dtype: str = "float32") -> tuple[ModelConfig, Any]:
         return cfg, tables.read(cfg, names, tensor, folder, dtype)
 
 
+def downloaded(name: str) -> Path:
+    """The folder of OWNER/NAME on Hugging Face, in huggingface_hub's own cache; weights as safetensors only."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(
+            f"{name} is not a folder here. To look for it on Hugging Face: pip install 'min_llm[hf]'."
+        ) from error
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the library has many, none of them a common one
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{name} is neither a folder here nor could it be had from Hugging Face: {reason[0] if reason else error!r}"
+        ) from error
+
+
 def write(
-    folder: Path, cfg: ModelConfig, params: Any, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    cfg: ModelConfig,
+    params: Any,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    extra: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Write a folder that transformers reads. It appears whole, or not at all; one that is there is left alone."""
+    """Write a folder that transformers reads, with the texts of `extra` as further files. It appears whole, or not at
+    all; one that is there is left alone."""
     cfg, params = tables.with_biases(cfg, params)
     made = configs.to_json(cfg, dtype)
     if folder.exists() and any(folder.iterdir()):
@@ -64,6 +89,8 @@ def write(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         (temporary / CONFIG).write_text(json.dumps(made, indent=2) + "\n")
+        for name, text in extra.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         _write_shards(temporary, cfg, params, dtype, shard_bytes)
         if folder.exists():
             folder.rmdir()
