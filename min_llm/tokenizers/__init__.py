@@ -8,20 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from min_llm.config import nearest
-from min_llm.tokenizers import bpe, byte, chars, tiktoken_file
+from min_llm.tokenizers import bpe, byte, chars, hf, tiktoken_file
 from min_llm.tokenizers.base import (
     END_OF_TEXT,
     FILE_NAME,
     Tokenizer,
     TokenizerError,
     chars_per_token,
+    check_definition,
     id_dtype,
-    read_definition,
+    read_json,
 )
 from min_llm.tokenizers.bpe import BPE
 from min_llm.tokenizers.bpe_train import extend, train_bpe
 from min_llm.tokenizers.byte import Bytes
 from min_llm.tokenizers.chars import Chars, train_chars
+from min_llm.tokenizers.hf import HuggingFaceTokenizer
 
 __all__ = [
     "BPE",
@@ -29,6 +31,7 @@ __all__ = [
     "NAMED",
     "Bytes",
     "Chars",
+    "HuggingFaceTokenizer",
     "Tokenizer",
     "TokenizerError",
     "chars_per_token",
@@ -52,8 +55,8 @@ _KINDS: dict[str, Callable[..., Tokenizer]] = {
 
 
 def load(name_or_path: str | Path) -> Tokenizer:
-    """The tokenizer of a name in `NAMED`, of a file that `save` wrote (or the folder it lies in), or of a
-    `*.model` or `*.tiktoken` file in the format of Llama 3.
+    """The tokenizer of a name in `NAMED`, of a file that `save` wrote (or the folder it lies in), of a
+    `*.model` or `*.tiktoken` file in the format of Llama 3, or of a Hugging Face `tokenizer.json` or its folder.
 
     "llama3" and "gpt2" are downloaded at first use (min_llm/fetch.py). Raises TokenizerError.
     """
@@ -68,7 +71,10 @@ def load(name_or_path: str | Path) -> Tokenizer:
         )
     if path.suffix in (".model", ".tiktoken"):
         return tiktoken_file.llama3(path)
-    given = read_definition(path)
+    given = read_json(path)
+    if hf.is_hugging_face(given):
+        return hf.from_file(path, given)
+    given = check_definition(given, path)
     kind = str(given.get("kind"))
     if kind not in _KINDS:
         raise TokenizerError(f"{path} holds a tokenizer of the kind {kind!r}; known are {', '.join(_KINDS)}.")

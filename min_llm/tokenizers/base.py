@@ -159,15 +159,20 @@ def fingerprint(definition: Mapping[str, Any]) -> str:
 
 def write_definition(path: str | Path, definition: Mapping[str, Any]) -> Path:
     """Write our format in one step: a reader sees the old file or the new one. Returns the file's path."""
+    text = json.dumps({"format": FORMAT, "version": VERSION, **definition}, ensure_ascii=False, indent=0)
+    return write_text(path, text + "\n")
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Replace a tokenizer's file (in a folder: `tokenizer.json`) in one step. Returns the file's path."""
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
-    text = json.dumps({"format": FORMAT, "version": VERSION, **definition}, ensure_ascii=False, indent=0)
     try:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=".", delete=False
         ) as file:
             try:
-                file.write(text + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
@@ -180,17 +185,20 @@ def write_definition(path: str | Path, definition: Mapping[str, Any]) -> Path:
     return path
 
 
-def read_definition(path: Path) -> dict[str, Any]:
-    """A definition in our format. Raises TokenizerError when the file is another or a newer one."""
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises TokenizerError."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise TokenizerError(f"{path} is not a tokenizer file: it is not JSON ({error}).") from error
+
+
+def check_definition(given: Any, path: Path) -> dict[str, Any]:
+    """A definition in our format. Raises TokenizerError when the file is another or a newer one."""
     if not isinstance(given, dict) or given.get("format") != FORMAT:
-        hint = " It looks like Hugging Face's format." if isinstance(given, dict) and "model" in given else ""
-        raise TokenizerError(f'{path} lacks "format": "{FORMAT}", so min_llm did not write it.{hint}')
+        raise TokenizerError(f'{path} lacks "format": "{FORMAT}", so min_llm did not write it.')
     if given.get("version") != VERSION:
         raise TokenizerError(
             f"{path} has version {given.get('version')!r} of the tokenizer format, this min_llm reads "

@@ -136,7 +136,7 @@ class BPE:
             encoded = (self._encode(text) for text in group)
             return [np.fromiter(ids, dtype, len(ids)) for ids in encoded]
 
-        groups = _grouped(texts, GROUP_CHARS)
+        groups = grouped(texts, GROUP_CHARS)
         with ThreadPoolExecutor(threads) as pool:  # tiktoken works outside the interpreter's lock
             while batch := list(itertools.islice(groups, 4 * threads)):
                 for arrays in pool.map(encode_group, batch):
@@ -188,7 +188,7 @@ class BPE:
         return base.write_definition(path, self.definition())
 
 
-def _grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     """Consecutive texts in lists of at least `size` characters, except the last."""
     group: list[str] = []
     chars = 0

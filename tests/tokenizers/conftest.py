@@ -1,8 +1,10 @@
 """Tokenizers and texts that several of these files use."""
 
 import inspect
+import json
 
 import pytest
+import tokenizers as hub
 from hypothesis import strategies as st
 
 from min_llm import tokenizers
@@ -78,6 +80,25 @@ def each_tokenizer(trained, english):
     special = ("<|end_of_text|>", "<|eot_id|>")
     chars = tokenizers.train_chars([*english, "".join(FRAGMENTS)], special, "<|end_of_text|>")
     return [chars, tokenizers.Bytes(special), trained]
+
+
+def byte_level_json(texts, size, special):
+    """A tokenizer.json as the tokenizers library trains it: byte-level BPE with special tokens behind the others."""
+    made = hub.Tokenizer(hub.models.BPE())
+    made.pre_tokenizer = hub.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = hub.decoders.ByteLevel()
+    alphabet = hub.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hub.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    made.add_special_tokens(list(special))
+    return json.loads(made.to_str())
+
+
+@pytest.fixture(scope="session")
+def hugging_face(english):
+    """A Hugging Face tokenizer made here: 500 tokens and two special ones."""
+    given = byte_level_json([english[0][:30_000]], 500, ("<|end_of_text|>", "<|eot_id|>"))
+    return tokenizers.HuggingFaceTokenizer(given, eos=500, name="small")
 
 
 def published(name):

@@ -16,9 +16,9 @@ from min_llm.tokenizers import Bytes, Chars, TokenizerError, base, chars_per_tok
 KINDS = ["chars", "byte", "bpe"]
 
 
-@pytest.fixture(params=range(3), ids=KINDS)
-def tokenizer(request, each_tokenizer):
-    return each_tokenizer[request.param]
+@pytest.fixture(params=range(4), ids=[*KINDS, "hugging_face"])
+def tokenizer(request, each_tokenizer, hugging_face):
+    return [*each_tokenizer, hugging_face][request.param]
 
 
 def text_for(tokenizer, any_text):
@@ -129,6 +129,7 @@ def test_failed_save_keeps_the_old_file(tokenizer, tmp_path, monkeypatch):
         tokenizer.save(tmp_path / "absent" / "tokenizer.json")
 
 
+@pytest.mark.parametrize("tokenizer", range(3), indirect=True, ids=KINDS)
 def test_damaged_files_are_sentences(tokenizer, tmp_path):
     path = tokenizer.save(tmp_path)
     given = json.loads(path.read_text())
