@@ -4,8 +4,19 @@ Importing the package does not import JAX. It only sets the XLA flags that measu
 (`min_llm.platform`), because XLA reads them once, when its backend starts.
 """
 
+from typing import Any
+
 from min_llm import platform
 
 __version__ = "0.1.0"
 
 platform.set_xla_flags()
+
+
+def __getattr__(name: str) -> Any:
+    """`min_llm.load(path_or_name)`, imported when it is asked for."""
+    if name == "load":
+        from min_llm.infer.load import load
+
+        return load
+    raise AttributeError(f"module 'min_llm' has no attribute {name!r}")

@@ -11,6 +11,7 @@ import typer
 from min_llm.cli import data, models, tokenizer
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
+from min_llm.cli.export import export
 from min_llm.cli.launch import launch
 from min_llm.cli.plan import plan
 from min_llm.cli.report import probe_app, report
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command(add_help_option=False)(train)
 app.command()(launch)
 app.command()(sample)
+app.command()(export)
 app.command()(report)
 app.add_typer(probe_app, name="probe")
 app.add_typer(data.app, name="data")

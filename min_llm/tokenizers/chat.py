@@ -87,10 +87,12 @@ class ChatTemplate:
             ) from error
 
 
-def from_folder(folder: str | Path) -> ChatTemplate:
-    """The template of a model's folder: chat_template.jinja, else the one in tokenizer_config.json."""
+def from_folder(folder: str | Path) -> ChatTemplate | None:
+    """The template of a model's folder: chat_template.jinja, else the one in tokenizer_config.json. None: it is a base
+    model, which cannot chat."""
     folder = Path(folder).expanduser()
-    config = base.read_json(folder / "tokenizer_config.json")
+    settings = folder / "tokenizer_config.json"
+    config = base.read_json(settings) if settings.is_file() else {}
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'tokenizer_config.json'} must hold a JSON object.")
     file, source = folder / "chat_template.jinja", config.get("chat_template")
@@ -99,17 +101,17 @@ def from_folder(folder: str | Path) -> ChatTemplate:
     elif isinstance(source, list):  # several named ones: tools, rag, …
         source = next((named["template"] for named in source if named.get("name") == "default"), None)
     if source is None:
-        raise UserError(f"{folder} holds no chat template; is this a base model, which cannot chat?")
+        return None
     tokens = [config.get(key) for key in ("bos_token", "eos_token")]
     bos, eos = (token.get("content") if isinstance(token, dict) else token for token in tokens)
     return ChatTemplate(source, bos, eos)
 
 
-def from_gguf(metadata: Mapping[str, Any]) -> ChatTemplate:
-    """The template inside a GGUF file, from its metadata."""
+def from_gguf(metadata: Mapping[str, Any]) -> ChatTemplate | None:
+    """The template inside a GGUF file, from its metadata; None: it is a base model, which cannot chat."""
     source, tokens = metadata.get("tokenizer.chat_template"), metadata["tokenizer.ggml.tokens"]
     if source is None:
-        raise UserError("The GGUF file holds no chat template; is this a base model, which cannot chat?")
+        return None
     ids = [metadata.get(f"tokenizer.ggml.{what}_token_id") for what in ("bos", "eos")]
     return ChatTemplate(source, *(None if i is None else str(tokens[int(i)]) for i in ids))
 

@@ -63,7 +63,43 @@ def definition(metadata: Mapping[str, Any]) -> dict[str, Any]:
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL, USER_DEFINED, UNKNOWN)
     ]
+    # llama.cpp begins texts with a BOS for these two kinds unless the file says otherwise
+    usual = model == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    if metadata.get("tokenizer.ggml.add_bos_token", usual) and bos is not None and int(bos) < len(tokens):
+        made["post_processor"] = beginning([(tokens[int(bos)], int(bos))])
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **made}
+
+
+def beginning(opening: Sequence[tuple[str, int]]) -> dict[str, Any] | None:
+    """The post-processor that puts these tokens before every text."""
+    if not opening:
+        return None
+    first = [{"SpecialToken": {"id": name, "type_id": 0}} for name, _ in opening]
+    text, second = ({"Sequence": {"id": part, "type_id": n}} for n, part in enumerate("AB"))
+    known = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in opening}
+    return {"type": "TemplateProcessing", "single": [*first, text], "pair": [*first, text, *first, second],
+            "special_tokens": known}  # fmt: skip
+
+
+def name_of(made: Mapping[str, Any]) -> str:
+    """llama.cpp's name for how a tokenizer.json splits text. Raises TokenizerError where it has none."""
+    pre = made.get("pre_tokenizer") or {}
+    patterns: list[str] = []
+    for part in pre.get("pretokenizers", [pre]):
+        if part.get("type") == "Split" and part.get("behavior") == "Isolated":
+            patterns.append(part["pattern"].get("Regex", ""))
+        elif part.get("type") == "Digits" and part.get("individual_digits"):
+            patterns.append(r"\p{N}")
+        elif part.get("type") == "ByteLevel":
+            patterns += [split.GPT2] * bool(part.get("use_regex", True))
+    for name, known in _SPLITS.items():
+        if tuple(patterns) == known:
+            return name
+    raise TokenizerError(
+        f"llama.cpp has no name for how this tokenizer splits text ({patterns}), so a GGUF file cannot hold it; "
+        "write a Hugging Face folder instead."
+    )
 
 
 def _byte_level(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> dict[str, Any]:

@@ -99,6 +99,12 @@ class HuggingFaceTokenizer:
         return {t["content"]: t["id"] for t in sorted(tokens, key=lambda t: t["id"])}
 
     @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """What the file's post-processor puts before every text: a BOS, or nothing."""
+        put = self._rust.encode("", add_special_tokens=True).ids
+        return tuple(i for i in put if i == self.bos or i != self.eos)
+
+    @cached_property
     def _forbidden(self) -> frozenset[int]:
         """Ids that no plain text may have: the special tokens and the one that stands for unknown text."""
         model = self.definition["model"]

@@ -15,6 +15,7 @@ from min_llm.nn.batch import Batch
 from min_llm.nn.rope import RopeScaling, angles, rotate
 from min_llm.nn.runtime import Runtime
 
+pytestmark = pytest.mark.newest  # nothing here depends on the version of JAX
 LLAMA = llama.Config(
     n_layers=2, dim=32, n_heads=4, n_kv_heads=2, hidden_dim=64, vocab_size=20, max_seq_len=32
 )

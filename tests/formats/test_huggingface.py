@@ -15,6 +15,7 @@ from min_llm.formats import configs, huggingface, tables
 from min_llm.models import gpt2, llama, mixtral
 from min_llm.nn.rope import RopeScaling
 
+pytestmark = pytest.mark.newest  # nothing here depends on the version of JAX
 LLAMA = llama.Config(
     n_layers=2, dim=16, n_heads=4, n_kv_heads=2, hidden_dim=24, vocab_size=20, max_seq_len=32
 )

@@ -1,0 +1,43 @@
+"""`min-llm export`: any model that can be loaded, written for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GGUF_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="run folder, Hugging Face folder, GGUF file or name")],
+    target: Annotated[Path, typer.Argument(help="a new folder (Hugging Face), or a file that ends in .gguf")],
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16 for a folder; F32, F16, BF16, Q8_0 or Q4_0 for GGUF")
+    ] = "",
+    step: Annotated[int | None, typer.Option(help="checkpoint of a run; default: the latest")] = None,
+) -> None:
+    """Write MODEL with its tokenizer for other programs."""
+    from min_llm.config import UserError
+    from min_llm.formats import gguf_model, huggingface
+    from min_llm.infer.load import load
+    from min_llm.reporting import reporter
+    from min_llm.tokenizers import export as vocabularies
+
+    as_gguf = target.suffix == ".gguf"
+    known = GGUF_KINDS if as_gguf else ("float32", "bfloat16")
+    if dtype and dtype not in known:
+        raise UserError(f"--dtype {dtype} is not for {target.name}; there are {', '.join(known)}.")
+    if target.exists():
+        raise UserError(f"{target} is there already. Choose another name, or remove it.")
+    loaded = load(model, step)
+    if as_gguf:
+        metadata = vocabularies.gguf_metadata(loaded.tokenizer, loaded.template, loaded.opening)
+        gguf_model.write(target, loaded.cfg, loaded.params, dtype or "F16", metadata)
+    else:
+        files = vocabularies.folder_files(
+            loaded.tokenizer, loaded.template, loaded.opening, loaded.cfg.max_seq_len
+        )
+        huggingface.write(target, loaded.cfg, loaded.params, dtype or "float32", extra=files)
+    reporter().info(f"{loaded.about} is in {target}")
