@@ -16,7 +16,7 @@ platform.set_xla_flags()
 def __getattr__(name: str) -> Any:
     """`min_llm.load(path_or_name)`, imported when it is asked for."""
     if name == "load":
-        from min_llm.infer.load import load
+        import importlib  # by name: an import here would be one of every room, which import this package
 
-        return load
+        return importlib.import_module("min_llm.infer.load").load
     raise AttributeError(f"module 'min_llm' has no attribute {name!r}")

@@ -5,6 +5,8 @@ import shlex
 
 import pytest
 
+from min_llm.config import UserError
+from min_llm.formats import named
 from scripts.tables import ROOT, documents
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,10 +21,18 @@ def test_links_lead_somewhere(path):
 
 
 def test_the_python_of_the_readme_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, loading = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     space = {}
-    exec(block, space)
+    exec(first, space)
     assert space["logits"].shape == (1, 8, 256)
+    try:
+        named.fetched("smollm2-135m-instruct")
+    except UserError as error:
+        pytest.skip(f"SmolLM2 could not be fetched: {error}")
+    *lines, call = loading.strip().splitlines()
+    exec("\n".join(lines), space)
+    asked, _, answer = call.partition("  # ")
+    assert eval(asked, space) == answer.strip("'")
 
 
 def commands():
