@@ -167,14 +167,15 @@ def describe(cfg: RunConfig, task: Task) -> str:
 def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> Hook:
     """Continue the prompts and append what comes to samples.md."""
     from min_llm.infer.sample import Sampling, check, generate
-    from min_llm.infer.text import prompt_tokens
+    from min_llm.infer.text import opening, prompt_tokens
     from min_llm.parallel import processes
     from min_llm.parallel.mesh import alone
     from min_llm.reporting import reporter
     from min_llm.train.loop import Hook
 
     tokenizer, s = data.tokenizer, cfg.sample
-    prompts, sampling = [prompt_tokens(tokenizer, text) for text in s.prompts], Sampling(s.temperature)
+    prompts = [prompt_tokens(tokenizer, text, opening(tokenizer)) for text in s.prompts]
+    sampling = Sampling(s.temperature)
     check(cfg.model, prompts, s.max_tokens)  # now, not after hours of training
 
     def call(step: int, params: Any) -> None:

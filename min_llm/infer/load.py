@@ -7,20 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from min_llm import models, platform, tokenizers
-from min_llm import spec as spec_lib
-from min_llm.config import UserError, nearest
-from min_llm.formats import gguf_model, huggingface, named
+from min_llm import platform, tokenizers
+from min_llm.config import UserError
+from min_llm.formats import gguf_model, huggingface, model
 from min_llm.infer.sample import Sampling, generate
+from min_llm.infer.text import opening, prompt_tokens
 from min_llm.models import ModelConfig
 from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
 from min_llm.tokenizers import Tokenizer, chat, hf
 from min_llm.tokenizers.chat import ChatTemplate, Message
-from min_llm.train.optim import optimizer
-from min_llm.train.run import Run, load_config
-from min_llm.train.step import init_state
+from min_llm.train.begin import read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +35,7 @@ class Loaded:
 
     def prompt(self, text: str) -> list[int]:
         """Tokens of a text to be continued."""
-        tokens = [*self.opening, *self.tokenizer.encode(text)]
-        if not tokens:
-            raise UserError(
-                "The prompt is empty and this tokenizer has no token to start from. Give some text."
-            )
-        return tokens
+        return prompt_tokens(self.tokenizer, text, self.opening)
 
     def ask(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation that the model is to answer."""
@@ -84,46 +75,28 @@ def load(source: str | Path, step: int | None = None, runtime: RuntimeConfig = R
     step: the checkpoint of a run; the latest without it. runtime: how the model is to run; a run's is its own. Raises
     UserError that says what was looked for.
     """
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf" or str(source) in named.NAMED:
-        file = named.fetched(str(source)) if str(source) in named.NAMED else path
-        return _from_gguf(file, str(source), runtime)
-    if path.is_dir():
-        return _from_folder(path, runtime) if huggingface.is_folder(path) else load_run(path, step)
-    if str(source).count("/") == 1 and not path.is_absolute() and not str(source).startswith("."):
-        return _from_folder(huggingface.downloaded(str(source)), runtime, str(source))
-    raise UserError(
-        f"{str(source)!r} is no run folder, Hugging Face folder or GGUF file, and no name that is known "
-        f"({', '.join(named.NAMED)}).{nearest(str(source), list(named.NAMED))}"
+    path = model.found(source)
+    if path is None:
+        return load_run(Path(source).expanduser(), step)
+    return (
+        _from_folder(path, str(source), runtime) if path.is_dir() else _from_gguf(path, str(source), runtime)
     )
 
 
 def load_run(folder: Path, step: int | None = None) -> Loaded:
     """The latest checkpoint of a run (or that of `step`)."""
-    cfg = load_config(folder)
-    run = Run(folder, cfg)
-    have = run.checkpoints.steps()
-    if not have or (step is not None and step not in have):
-        wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        raise UserError(
-            f"{folder} does not have {wanted} (it has: {', '.join(map(str, have)) or 'none'}). Train it first."
-        )
-    step = have[-1] if step is None else step
-    spec = models.spec(cfg.model)
-    opt = optimizer(cfg.optim, spec, cfg.train.steps)
-    target = jax.eval_shape(lambda p: init_state(p, opt), spec_lib.shapes(spec))
-    state, _ = run.checkpoints.restore(step, target, spec)
+    cfg, step, params = read_run(folder, step)
     tokenizer = tokenizers.load(str(folder / "tokenizer.json"))
-    end = () if tokenizer.eos is None else (tokenizer.eos,)  # documents begin with what ends the one before
+    end = opening(tokenizer)
     runtime = resolve(cfg.runtime, _layers(cfg.model))
-    return Loaded(f"{folder} at step {step}", cfg.model, state.params, runtime, tokenizer, end, end)
+    return Loaded(f"{folder} at step {step}", cfg.model, params, runtime, tokenizer, end, end)
 
 
-def _from_folder(folder: Path, runtime: RuntimeConfig, name: str = "") -> Loaded:
+def _from_folder(folder: Path, name: str, runtime: RuntimeConfig) -> Loaded:
     cfg, params = huggingface.read(folder)
     tokenizer = hf.from_folder(folder)
     template = chat.from_folder(folder)
-    return _loaded(name or str(folder), cfg, params, runtime, tokenizer, template)
+    return _loaded(name, cfg, params, runtime, tokenizer, template)
 
 
 def _from_gguf(path: Path, name: str, runtime: RuntimeConfig) -> Loaded:

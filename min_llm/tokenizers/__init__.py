@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from min_llm.config import nearest
+from min_llm.formats import gguf, named
 from min_llm.tokenizers import bpe, byte, chars, hf, tiktoken_file
 from min_llm.tokenizers.base import (
     END_OF_TEXT,
@@ -58,17 +59,21 @@ def load(name_or_path: str | Path) -> Tokenizer:
     """The tokenizer of a name in `NAMED`, of a file that `save` wrote (or the folder it lies in), of a
     `*.model` or `*.tiktoken` file in the format of Llama 3, or of a Hugging Face `tokenizer.json` or its folder.
 
-    "llama3" and "gpt2" are downloaded at first use (min_llm/fetch.py). Raises TokenizerError.
+    "llama3" and "gpt2" are downloaded at first use (min_llm/fetch.py). A GGUF file or the name of a model
+    (formats/named.py) gives that model's. Raises TokenizerError.
     """
     if str(name_or_path) in NAMED:
         return NAMED[str(name_or_path)]()
-    path = Path(name_or_path).expanduser()
+    model = str(name_or_path) in named.NAMED
+    path = named.fetched(str(name_or_path)) if model else Path(name_or_path).expanduser()
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise TokenizerError(
             f"{str(name_or_path)!r} is neither a tokenizer file nor a known tokenizer."
             + nearest(str(name_or_path), list(NAMED))
         )
+    if path.suffix == ".gguf":
+        return hf.from_gguf(gguf.read(path).metadata)
     if path.suffix in (".model", ".tiktoken"):
         return tiktoken_file.llama3(path)
     given = read_json(path)

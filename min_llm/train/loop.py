@@ -102,7 +102,8 @@ class Loop:
         if latest is None:
             if self.run.truncate({}):
                 reporter().info(f"{self.run.folder} has no checkpoint yet; starting from its first step")
-            return init_state(models.init_spec(self.task.spec, self.cfg.seed), self.optimizer), 0
+            make = self.task.initial or (lambda: models.init_spec(self.task.spec, self.cfg.seed))
+            return init_state(make(), self.optimizer), 0
         shapes = axes.targets(
             jax.eval_shape(lambda p: init_state(p, self.optimizer), axes.shapes(self.task.spec))
         )

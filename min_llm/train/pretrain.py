@@ -20,6 +20,7 @@ from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
 from min_llm.parallel import mesh as meshes
 from min_llm.parallel import processes
 from min_llm.reporting import reporter
+from min_llm.train import begin
 from min_llm.train.config import RunConfig, check
 from min_llm.train.evaluate import Evaluator, bits_per_byte
 from min_llm.train.step import LossSum, language_model_loss
@@ -38,6 +39,7 @@ class Task:
     final: Callable[[Any], dict[str, float]] | None = (
         None  # once at the end, where validation scores only a part
     )
+    initial: Callable[[], Any] | None = None  # the parameters of step 0; random ones without it
 
 
 def pretraining(
@@ -48,6 +50,7 @@ def pretraining(
     begun_with: the runtime of a run that goes on (`run.begun_with`); it stands where the configuration says "auto".
     mesh: what `parallel.mesh.use` yields.
     """
+    cfg = begin.with_model(cfg)
     check(cfg)  # a setting that cannot work is refused before minutes of preparation
     if not processes.primary():  # on a shared disk it finds what the primary has made
         processes.barrier()
@@ -83,6 +86,7 @@ def pretraining(
         batch,
         validate,
         (lambda params: validate(params, 0)) if cfg.train.eval_tokens else None,
+        lambda: begin.weights(cfg, spec),
     )
     return cfg, task, data
 

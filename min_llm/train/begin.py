@@ -1,0 +1,81 @@
+"""What a run begins with: random weights, or those of another run or of other programs' files (`init_from`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from min_llm import models
+from min_llm import spec as spec_lib
+from min_llm.config import UserError
+from min_llm.formats import model as other
+from min_llm.models import ModelConfig
+from min_llm.nn import axes
+from min_llm.train.config import RunConfig
+from min_llm.train.optim import optimizer
+from min_llm.train.run import Run, load_config
+from min_llm.train.step import init_state
+
+FREE = ("dropout", "max_seq_len", "init_std", "vocab_size")  # what may differ from the source's
+
+
+def with_model(cfg: RunConfig) -> RunConfig:
+    """The configuration with the model of `init_from`. Raises UserError where another one was asked for."""
+    if not cfg.init_from:
+        return cfg
+    theirs = _config(cfg.init_from)
+    if cfg.model == type(cfg.model)():  # nothing was said of it
+        return dataclasses.replace(cfg, model=theirs)
+    ours = cfg.model.to_mapping()
+    other_way = {k: v for k, v in theirs.to_mapping().items() if k not in FREE and ours.get(k) != v}
+    if other_way or (cfg.model.vocab_size and cfg.model.vocab_size != theirs.vocab_size):
+        wrong = ", ".join(
+            f"model.{k}={v}" for k, v in (other_way or {"vocab_size": theirs.vocab_size}).items()
+        )
+        raise UserError(
+            f"init_from={cfg.init_from} is another model than the one configured. Leave out 'model', or set {wrong}."
+        )
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=theirs.vocab_size))
+
+
+def weights(cfg: RunConfig, spec: Any) -> Any:
+    """The parameters of step 0, laid out over the mesh in use."""
+    if not cfg.init_from:
+        return models.init_spec(spec, cfg.seed)
+    path = other.found(cfg.init_from)
+    read = read_run(Path(cfg.init_from).expanduser())[2] if path is None else other.read(path)
+    if not axes.on_mesh():
+        return read
+
+    def lay(x: Any, target: jax.ShapeDtypeStruct) -> jax.Array:
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, target.sharding, lambda part: whole[part])
+
+    return jax.tree.map(lay, read, axes.shapes(spec))
+
+
+def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any]:
+    """Configuration, step and parameters of a run's latest checkpoint (or that of `step`)."""
+    cfg = load_config(folder)
+    run = Run(folder, cfg)
+    have = run.checkpoints.steps()
+    if not have or (step is not None and step not in have):
+        wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        raise UserError(
+            f"{folder} does not have {wanted} (it has: {', '.join(map(str, have)) or 'none'}). Train it first."
+        )
+    step = have[-1] if step is None else step
+    spec = models.spec(cfg.model)
+    opt = optimizer(cfg.optim, spec, cfg.train.steps)
+    target = jax.eval_shape(lambda p: init_state(p, opt), spec_lib.shapes(spec))
+    state, _ = run.checkpoints.restore(step, target, spec)
+    return cfg, step, state.params
+
+
+def _config(source: str) -> ModelConfig:
+    path = other.found(source)
+    return load_config(Path(source).expanduser()).model if path is None else other.read_config(path)
