@@ -72,7 +72,7 @@ def _layer_backward(eps: float, saved: tuple, dy: Array) -> tuple[Array, Array, 
         dy, n = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * inverse
         g = dy * scale
         dx = inverse * (g - g.mean(-1, keepdims=True) - n * (g * n).mean(-1, keepdims=True))
-        places = range(dy.ndim - 1)
+        places = tuple(range(dy.ndim - 1))
         dx, dscale, dbias = dx.astype(x.dtype), (dy * n).sum(places), dy.sum(places)
     return dx, dscale.astype(scale.dtype), None if bias is None else dbias.astype(bias.dtype)
 

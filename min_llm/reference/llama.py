@@ -43,7 +43,7 @@ def shapes(cfg):
     d, h, g, k = cfg.dim, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
     f, v = cfg.hidden_dim, cfg.vocab_size
     layer = {"attn_norm": (d,), "wq": (d, h, k), "wk": (d, g, k), "wv": (d, g, k), "wo": (h, k, d)}
-    if cfg.qkv_bias:
+    if getattr(cfg, "qkv_bias", False):
         layer |= {"bq": (h, k), "bk": (g, k), "bv": (g, k)}
     layer |= {"mlp_norm": (d,), "w_gate": (d, f), "w_up": (d, f), "w_down": (f, d)}
     tree = {"embed": (v, d), "layers": [dict(layer) for _ in range(cfg.n_layers)], "final_norm": (d,)}

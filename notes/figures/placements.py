@@ -80,7 +80,7 @@ def layouts(cfg):
         x = array((ROWS, PLACES, MODEL.dim), ("batch", "residual", "features"))
         named = dict(leaves(llama.layer_spec(MODEL)))
         params = {name: array(p.shape, p.axes) for name, p in named.items()}
-        activations = jax.eval_shape(run, x, llama.Layer(**params))
+        activations = jax.eval_shape(run, x, llama.Layer(**params, bq=None, bk=None, bv=None))
     specs = {name: a.sharding.spec for name, a in (params | activations).items()}
     gathered = {f"{name}, gathered": axes.without(specs[name], "fsdp") for name in ("wq", "w_gate", "w_down")}
     return specs | gathered | {"k, gathered": axes.without(specs["k"], "cp")}

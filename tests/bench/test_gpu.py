@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.newest
 def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_path):
     command = [sys.executable, "-m", "bench.gpu", "--smoke", "--parts", "masks,correct,mfu,decode"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -20,6 +20,7 @@ def test_links_lead_somewhere(path):
         assert "://" in target or (path.parent / target).exists(), target
 
 
+@pytest.mark.newest
 def test_the_python_of_the_readme_runs():
     first, loading = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     space = {}

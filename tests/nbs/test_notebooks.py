@@ -21,6 +21,7 @@ def printed(notebook):
     return re.sub(r"\S*e[-+]\d\d\b", "", text)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_prints_what_it_printed(path):
     assert printed(execute(path)) == printed(nbformat.read(path, as_version=4))
