@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Checkpoints:
                 self._complete(step, temporary, meta)
             processes.barrier()
         except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             last = self.latest()
             self._error = UserError(
                 f"The checkpoint of step {step} could not be written to {self.folder}: {_first_line(error)}. "
@@ -186,6 +187,15 @@ def _orbax() -> Any:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a failed save left. The library's other writers may still be at work in there: until it stays away."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def _save_arrays(path: Path, state: Any) -> None:
