@@ -190,7 +190,7 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what a failed save left. The library's other writers may still be at work in there: until it stays away."""
+    """Remove what a failed save left, until it stays away: the library's other writers may still be at work in it."""
     for _ in range(40):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.05)
