@@ -56,7 +56,7 @@ def by_layer(params: llama.Llama) -> Iterator[tuple[str, np.ndarray]]:
     yield "embed", np.asarray(params.embed)
     number = 0
     for stack in params.layers:
-        fields = {f.name: np.asarray(getattr(stack, f.name)) for f in dataclasses.fields(stack)}
+        fields = {name: np.asarray(value) for name, value in vars(stack).items() if value is not None}
         for i in range(len(fields["wq"])):
             yield from ((f"layers.{number}.{name}", value[i]) for name, value in fields.items())
             number += 1
