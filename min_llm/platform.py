@@ -13,9 +13,10 @@ import os
 import platform as host
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Flags for XLA's CPU backend, by the first jaxlib version that profits from them. An unknown flag aborts XLA, so
 # none is set for a version it was not tried on. Vectors of 512 bits make elementwise code 2-3 % faster.
@@ -205,6 +206,22 @@ def emit_dtype(dtype: Any, wanted: Any = None) -> Any:
     if backend() == "cpu":
         return jnp.dtype(dtype)
     return jnp.promote_types(dtype, jnp.float32 if wanted is None else wanted)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file under another name that takes the place of `path` when all of it is on the disk, and leaves nothing where
+    the body fails. Raises OSError."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-GGUF_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-
 
 def export(
     model: Annotated[str, typer.Argument(help="run folder, Hugging Face folder, GGUF file or name")],
@@ -26,7 +24,7 @@ def export(
     from min_llm.tokenizers import export as vocabularies
 
     as_gguf = target.suffix == ".gguf"
-    known = GGUF_KINDS if as_gguf else ("float32", "bfloat16")
+    known = tuple(gguf_model.FILE_TYPES) if as_gguf else ("float32", "bfloat16")
     if dtype and dtype not in known:
         raise UserError(f"--dtype {dtype} is not for {target.name}; there are {', '.join(known)}.")
     if target.exists():

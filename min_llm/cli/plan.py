@@ -92,12 +92,12 @@ def job_of(run: RunConfig, on: Hardware) -> Job:
 
 def compile_step(job: Job, run: RunConfig, chip: str, count: int) -> Compiled:
     """What XLA says of the step on devices that are not here; nothing is run, so JAX itself stays on the CPU."""
-    import os
+    import jax
 
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from min_llm.reporting import reporter
     from min_llm.train.ahead import compile_for
 
+    jax.config.update("jax_platforms", "cpu")
     reporter().info(f"Compiling the step for {count} x {chip} (a minute or more for a deep, unrolled model)")
     return compile_for(job, run, chip, count)
 

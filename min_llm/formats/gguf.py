@@ -12,10 +12,7 @@ knows the format alone, nothing of models. Source: docs/gguf.md in ggml.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import UInt8
 
+from min_llm import platform
 from min_llm.config import UserError, nearest
 from min_llm.formats import gguf_blocks
 from min_llm.formats.gguf_blocks import KINDS
@@ -133,21 +131,24 @@ def write(
         head += [packed_text(name), u4(len(shape)), *map(u8, reversed(shape))]
         head += [u4(KINDS[kind].code), u8(offset)]
         offset = _aligned(offset + _size(shape, kind), alignment)
-    with _replacing(path) as file:
-        file.write(b"".join(head))
-        for name, (shape, kind) in tensors.items():
-            numbers = np.asarray(array(name))
-            if numbers.shape != tuple(shape) or numbers.dtype != np.float32:
-                raise UserError(
-                    f"Tensor {name!r} was announced as float32 {tuple(shape)}, got {numbers.dtype} {numbers.shape}."
-                )
+    try:
+        with platform.replacing(path) as file:
+            file.write(b"".join(head))
+            for name, (shape, kind) in tensors.items():
+                numbers = np.asarray(array(name))
+                if numbers.shape != tuple(shape) or numbers.dtype != np.float32:
+                    raise UserError(
+                        f"Tensor {name!r} was announced as float32 {tuple(shape)}, got {numbers.dtype} {numbers.shape}."
+                    )
+                _pad(file, alignment)
+                try:
+                    for part in gguf_blocks.encode(KINDS[kind], numbers):
+                        file.write(part.data)
+                except UserError as error:
+                    raise UserError(f"Tensor {name!r} cannot be written as {kind}: {error}.") from error
             _pad(file, alignment)
-            try:
-                for part in gguf_blocks.encode(KINDS[kind], numbers):
-                    file.write(part.data)
-            except UserError as error:
-                raise UserError(f"Tensor {name!r} cannot be written as {kind}: {error}.") from error
-        _pad(file, alignment)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     return path
 
 
@@ -262,21 +263,3 @@ def _check_tensor(name: str, shape: Sequence[int], kind: str) -> None:
 
 def _pad(file: IO[bytes], alignment: int) -> None:
     file.write(bytes(-file.tell() % alignment))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name that takes the place of `path` when all of it is on the disk."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error

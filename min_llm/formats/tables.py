@@ -13,13 +13,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.models import ModelConfig, gpt2
-from min_llm.spec import Param, leaves
+from min_llm.spec import Param, is_param, leaves
 
 Kind = Literal["table", "vector", "out, in", "in, out"]
 
@@ -201,10 +202,6 @@ def read(
 
 def from_names(cfg: ModelConfig, found: Mapping[str, Any]) -> Any:
     """The parameter tree of a model from its leaves by their dotted names."""
-    import jax
-
-    from min_llm.spec import is_param
-
     spec = models.spec(cfg)
     order = [found[name] for name, _ in leaves(spec)]
     return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=is_param), order)
@@ -214,8 +211,6 @@ def with_biases(cfg: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
     """The same model as other programs can have it: their GPT-2 has all biases, so that absent ones become zeros."""
     if not isinstance(cfg, gpt2.Config) or cfg.bias:
         return cfg, params
-    import jax
-
     full = dataclasses.replace(cfg, bias=True)
     given = dict(zip((name for name, _, _ in lines(cfg)), jax.tree.leaves(params), strict=True))
     zeros = {name: np.zeros(param.shape, np.float32) for name, _, param in lines(full) if name not in given}
@@ -224,8 +219,6 @@ def with_biases(cfg: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
 
 def write(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
     """(their name, shape, what makes it) of every tensor, layer by layer as their files have them."""
-    import jax
-
     every = list(lines(cfg))
     leaf = dict(zip((name for name, _, _ in every), jax.tree.leaves(params), strict=True))
     inner = [row for row in every if row[0].startswith("layers.")]

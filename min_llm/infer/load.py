@@ -21,8 +21,8 @@ from min_llm.train.begin import read_run
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """about: what it is, for people. opening: the tokens that every text begins with. template: None where it is no
-    chat model. ends: tokens that end an answer."""
+    """about: what it is, for people. opening: the tokens that every text begins with. end: the one that ends an answer.
+    template: None where it is no chat model."""
 
     about: str
     cfg: ModelConfig
@@ -30,7 +30,7 @@ class Loaded:
     runtime: Runtime
     tokenizer: Tokenizer
     opening: tuple[int, ...] = ()
-    ends: tuple[int, ...] = ()
+    end: int | None = None
     template: ChatTemplate | None = None
 
     def prompt(self, text: str) -> list[int]:
@@ -63,9 +63,10 @@ class Loaded:
         self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: Sampling, seed: int
     ) -> list[str]:
         """Texts that follow these tokens, each up to what ends an answer."""
-        end = self.ends[0] if self.ends else None
         vocab = self.tokenizer.vocab_size
-        out = generate(self.params, self.cfg, self.runtime, prompts, max_tokens, sampling, seed, end, vocab)
+        out = generate(
+            self.params, self.cfg, self.runtime, prompts, max_tokens, sampling, seed, self.end, vocab
+        )
         return [self.tokenizer.decode(ids) for ids in out]
 
 
@@ -87,9 +88,10 @@ def load_run(folder: Path, step: int | None = None) -> Loaded:
     """The latest checkpoint of a run (or that of `step`)."""
     cfg, step, params = read_run(folder, step)
     tokenizer = tokenizers.load(str(folder / "tokenizer.json"))
-    end = opening(tokenizer)
     runtime = resolve(cfg.runtime, _layers(cfg.model))
-    return Loaded(f"{folder} at step {step}", cfg.model, params, runtime, tokenizer, end, end)
+    return Loaded(
+        f"{folder} at step {step}", cfg.model, params, runtime, tokenizer, opening(tokenizer), tokenizer.eos
+    )
 
 
 def _from_folder(folder: Path, name: str, runtime: RuntimeConfig) -> Loaded:
@@ -113,12 +115,11 @@ def _loaded(
             f"{name}: the tokenizer has {tokenizer.vocab_size} ids, the model {cfg.vocab_size}. They do not belong "
             "together."
         )
-    ends = () if tokenizer.eos is None else (tokenizer.eos,)
     if runtime.dtype == "auto" and platform.backend() == "cpu":
         # generation on CPU waits for memory: bfloat16 would save nothing, and small chat models answer worse in it
         runtime = dataclasses.replace(runtime, dtype="float32")
     run = resolve(runtime, _layers(cfg))
-    return Loaded(name, cfg, params, run, tokenizer, tokenizer.opening, ends, template)
+    return Loaded(name, cfg, params, run, tokenizer, tokenizer.opening, tokenizer.eos, template)
 
 
 def _layers(cfg: ModelConfig) -> int:

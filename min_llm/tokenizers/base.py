@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from min_llm import platform
 from min_llm.config import UserError
 
 FORMAT = "min_llm.tokenizer"
@@ -168,18 +167,8 @@ def write_text(path: str | Path, text: str) -> Path:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".", delete=False
-        ) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with platform.replacing(path) as file:
+            file.write(text.encode("utf-8"))
     except OSError as error:
         raise TokenizerError(f"The tokenizer cannot be written to {path}: {error.strerror}.") from error
     return path

@@ -101,7 +101,9 @@ class Case:
 
 def measure(case: Case, kills: int, draw: random.Random) -> Iterator[tuple[str, object, str, bool, str]]:
     """Claims of one case, without its name."""
-    case.finish("first")  # compiles the kernels and measures the machine's peaks: no later start takes that long
+    case.finish(
+        "first"
+    )  # compiles the kernels and measures the machine's peaks: no later start takes that long
     start, training = case.finish("whole")
     in_start = round(kills * IN_START / KILLS)
     moments = [True] * in_start + [False] * (kills - in_start)

@@ -46,7 +46,7 @@ def test_a_run_goes_out_and_comes_in_again(run, tmp_path, target, capsys):
     ours, theirs = load(run), load(tmp_path / target, runtime=EXACT)
     prompt = ours.prompt("the cat 12 sat")
     assert theirs.prompt("the cat 12 sat") == prompt
-    assert theirs.ends == ours.ends
+    assert theirs.end == ours.end
     assert (logits(ours, np.array([prompt], np.int32)) == logits(theirs, np.array([prompt], np.int32))).all()
     assert theirs.generate("the cat 12 sat", 8) == ours.generate("the cat 12 sat", 8)
     capsys.readouterr()
@@ -60,7 +60,7 @@ def test_export_refuses_what_is_there_and_other_precisions(run, tmp_path):
         cli("export", run, tmp_path / "x")
     with pytest.raises(UserError, match="there are float32, bfloat16"):
         cli("export", run, tmp_path / "y", "--dtype", "Q8_0")
-    with pytest.raises(UserError, match="there are F32"):
+    with pytest.raises(UserError, match="there are F32, F16"):
         cli("export", run, tmp_path / "y.gguf", "--dtype", "float32")
 
 
