@@ -31,6 +31,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from min_llm import platform
 from min_llm.plan.job import Job, cut
 from min_llm.plan.memory import BYTES
 from min_llm.spec import Param, leaves
@@ -77,10 +78,9 @@ def _parameters(job: Job) -> Iterator[Transfer]:
     matrices = [p for p in job.layer if p.role == "matrix"]
     vectors = [p for p in job.layer if p.role != "matrix"]
     whole = sum(job.local(p, "fsdp") for p in matrices)
-    # Unrolled, with nothing recomputed, both passes are one program and XLA gathers once for both.
-    once = job.runtime.keep_gathered or (
-        not job.runtime.scan and job.runtime.remat == "none" and job.mesh.pp == 1
-    )
+    # Unrolled, with nothing recomputed, both passes are one program and XLA's CPU backend gathers once for both.
+    one_program = not job.runtime.scan and job.runtime.remat == "none" and job.mesh.pp == 1
+    once = job.runtime.keep_gathered or (one_program and platform.backend() == "cpu")
     size = whole * BYTES[job.runtime.dtype]
     yield _transfer(job, "parameters", "gather", "fsdp", size, (1 if once else 2) * job.layer_runs)
     yield from _gradients(job, "gradients", matrices, job.layer_runs)
