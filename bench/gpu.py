@@ -300,7 +300,8 @@ def torch(smoke: bool) -> list[results.Row]:
 def decode(smoke: bool) -> list[results.Row]:
     """Greedy tokens/s at batch 1 and 16, and the share of the measured bandwidth that reading the weights takes."""
     from min_llm import models
-    from min_llm.infer.sample import Sampling, generate
+    from min_llm.infer.request import Sampling
+    from min_llm.infer.sample import generate
     from min_llm.kernels import peaks
     from min_llm.nn.runtime import RuntimeConfig, resolve
     from min_llm.plan import flops

@@ -45,8 +45,8 @@ PROBE = (
 
 # folder: (versions of Python in order of preference, groups of packages that pip resolves together)
 RECIPES = {
-    "main": (".venv", PREFERRED, [["-e", ".[dev,parquet]"]]),
-    "oldest": (".venv-oldest", (OLDEST,), [["-e", ".[dev,parquet]", "jax==0.10.2", "jaxlib==0.10.2"]]),
+    "main": (".venv", PREFERRED, [["-e", ".[dev,parquet,serve]"]]),
+    "oldest": (".venv-oldest", (OLDEST,), [["-e", ".[dev,parquet,serve]", "jax==0.10.2", "jaxlib==0.10.2"]]),
     "peers": (
         ".venv-peers",
         (OLDEST,),

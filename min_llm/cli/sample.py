@@ -23,7 +23,7 @@ def sample(
     """Continue PROMPT. The text goes to standard output, everything else to standard error."""
     from min_llm import platform
     from min_llm.infer.load import load
-    from min_llm.infer.sample import Sampling
+    from min_llm.infer.request import Sampling
     from min_llm.reporting import reporter
 
     platform.use_compilation_cache()

@@ -166,7 +166,8 @@ def describe(cfg: RunConfig, task: Task) -> str:
 
 def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> Hook:
     """Continue the prompts and append what comes to samples.md."""
-    from min_llm.infer.sample import Sampling, check, generate
+    from min_llm.infer.request import Sampling
+    from min_llm.infer.sample import check, generate
     from min_llm.infer.text import opening, prompt_tokens
     from min_llm.parallel import processes
     from min_llm.parallel.mesh import alone

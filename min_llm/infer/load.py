@@ -10,7 +10,8 @@ from typing import Any
 from min_llm import platform, tokenizers
 from min_llm.config import UserError
 from min_llm.formats import gguf_model, huggingface, model
-from min_llm.infer.sample import Sampling, generate
+from min_llm.infer.request import Sampling
+from min_llm.infer.sample import generate
 from min_llm.infer.text import opening, prompt_tokens
 from min_llm.models import ModelConfig
 from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -15,26 +14,12 @@ from jaxtyping import Array, Float, Int
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.infer import cache as caches
+from min_llm.infer.request import Sampling
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
 from min_llm.nn.leaves import unembed
 from min_llm.nn.runtime import Runtime
 from min_llm.spec import map_spec
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 leave the distribution whole."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UserError(f"The temperature is {self.temperature}; it must be 0 (greedy) or above.")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(f"top_k is {self.top_k} and top_p {self.top_p}; they must be >= 0 and in (0, 1].")
 
 
 def choose(logits: Float[Array, "b v"], key: jax.Array, sampling: Sampling) -> Int[Array, " b"]:

@@ -1,13 +1,14 @@
 """The one projection: every product with a parameter goes through here.
 
 A parameter leaf is an array in float32 (the master copy); it is cast to the activations' dtype where it is used, so
-no autocast and no second copy of the weights exist. Other leaf types (LoRA pairs, quantised tensors) get their own
-product here and no model file changes.
+no autocast and no second copy of the weights exist. Other kinds of leaves (LoRA pairs, quantised or packed tensors) are
+`Leaf`s, which bring their own product, and no model file changes.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,22 @@ from min_llm.kernels.product import product
 from min_llm.nn import axes, sharded
 
 
-def dot(eq: str, x: Array, w: Array, *out: str | None) -> Array:
+@runtime_checkable
+class Leaf(Protocol):
+    """A parameter that is no plain array: a registered dataclass whose arrays are stacked on axis 0 like any other
+    parameter's and whose static fields describe one layer."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the parameter of one layer, as the model's spec has it."""
+        ...
+
+    def product(self, x: Float[Array, "n k"]) -> Float[Array, "n m"]:
+        """x · w in x's dtype, w as a matrix: its contracted dimensions by its other ones."""
+        ...
+
+
+def dot(eq: str, x: Array, w: Any, *out: str | None) -> Array:
     """`einsum(eq, x, w)` in x's dtype, for equations like "bsd,dhk->bshk": x ends with the contracted dimensions,
     w begins with them, the result is what is left. out: the logical axes of the result, given where a contracted
     dimension is cut on a mesh.
@@ -34,6 +50,8 @@ def dot(eq: str, x: Array, w: Array, *out: str | None) -> Array:
     if axes.on_mesh():
         return sharded.dot(eq, x, w, axes.to_partition(out, shape) if out else None)
     size = math.prod(w.shape[:contracted])
+    if isinstance(w, Leaf):
+        return w.product(x.reshape(-1, size)).reshape(shape)
     return product(x.reshape(-1, size), w.reshape(size, -1)).reshape(shape)
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.infer import cache as caches
-from min_llm.infer.sample import Sampling, choose, generate, nucleus
+from min_llm.infer.request import Sampling
+from min_llm.infer.sample import choose, generate, nucleus
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 from min_llm.reference import decode
@@ -121,9 +122,9 @@ def test_bad_input_is_refused_with_a_sentence(prompts, max_tokens, message):
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0.0}, "top_p 0.0"),
-        ({"top_p": 1.1}, "top_p 1.1"),
-        ({"top_p": float("nan")}, "top_p nan"),
+        ({"top_p": 0.0}, "top_p, typical_p and repetition_penalty"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"top_p": float("nan")}, "top_p is nan"),
     ],
 )
 def test_a_distribution_that_cannot_be_is_refused(fields, message):
