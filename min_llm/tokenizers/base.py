@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
     def eos(self) -> int | None:
         """The id that ends a document, or None when there is none (plain characters)."""
 
+    @property
+    def spelled(self) -> Mapping[int, bytes]:
+        """The bytes of each id as they stand inside a text; ids that are holes in the vocabulary are missing."""
+
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of a text. Raises TokenizerError for text outside the vocabulary, naming the place."""
 

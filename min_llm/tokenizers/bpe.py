@@ -143,11 +143,11 @@ class BPE:
                     yield from arrays
 
     @cached_property
-    def _spelled(self) -> list[bytes]:
-        return [*self.tokens, *(name.encode("utf-8") for name in self.special_tokens)]
+    def spelled(self) -> dict[int, bytes]:
+        return dict(enumerate((*self.tokens, *(name.encode("utf-8") for name in self.special_tokens))))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        spelled = self._spelled
+        spelled = self.spelled
         return b"".join([spelled[i] for i in base.check_ids(ids, self.vocab_size, self.name)])
 
     def decode(self, ids: Iterable[int]) -> str:

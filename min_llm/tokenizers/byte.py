@@ -48,11 +48,14 @@ class Bytes:
         for text in texts:
             yield np.frombuffer(base.utf8(text), np.uint8).astype(base.id_dtype(self.vocab_size))
 
+    @cached_property
+    def spelled(self) -> dict[int, bytes]:
+        special = (name.encode("utf-8") for name in self.special_tokens)
+        return dict(enumerate([*(bytes([byte]) for byte in range(256)), *special]))
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        tokens = [bytes([byte]) for byte in range(256)] + [
-            name.encode("utf-8") for name in self.special_tokens
-        ]
-        return b"".join([tokens[i] for i in base.check_ids(ids, self.vocab_size, self.name)])
+        spelled = self.spelled
+        return b"".join([spelled[i] for i in base.check_ids(ids, self.vocab_size, self.name)])
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

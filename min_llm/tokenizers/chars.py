@@ -76,6 +76,10 @@ class Chars:
         tokens = (*self.alphabet, *self.special_tokens)
         return "".join([tokens[i] for i in base.check_ids(ids, self.vocab_size, self.name)])
 
+    @cached_property
+    def spelled(self) -> dict[int, bytes]:
+        return {i: token.encode("utf-8") for i, token in enumerate((*self.alphabet, *self.special_tokens))}
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return self.decode(ids).encode("utf-8")
 

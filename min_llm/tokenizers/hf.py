@@ -45,7 +45,7 @@ class HuggingFaceTokenizer:
 
     def __post_init__(self) -> None:
         _added(self.definition)  # checked before the library sees it, which names no place
-        _ = self._rust, self._spelled
+        _ = self._rust, self.spelled
         for what, token in (("bos", self.bos), ("eos", self.eos)):
             if token is not None and token not in self._by_id:
                 raise TokenizerError(f"The {what} id {token} is not among the ids of {self.name!r}.")
@@ -116,7 +116,7 @@ class HuggingFaceTokenizer:
         """Bytes that a byte-level vocabulary has no token for: the library would drop them (SmolLM2 lacks 0xF1)."""
         if "ByteLevel" not in self._decoders:
             return b""
-        single = {token for token in self._spelled.values() if len(token) == 1}
+        single = {token for token in self.spelled.values() if len(token) == 1}
         return bytes(byte for byte in range(256) if bytes([byte]) not in single)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -166,8 +166,7 @@ class HuggingFaceTokenizer:
         return {part.get("type") for part in _parts(self.definition.get("decoder"), "decoders")}
 
     @cached_property
-    def _spelled(self) -> dict[int, bytes]:
-        """The bytes of each id, as the file's decoder spells them."""
+    def spelled(self) -> dict[int, bytes]:
         kinds = self._decoders
         if "ByteLevel" in kinds:
             spell = _byte_level
@@ -194,7 +193,7 @@ class HuggingFaceTokenizer:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         checked = base.check_ids(ids, self.vocab_size, self.name)
         try:
-            data = b"".join([self._spelled[i] for i in checked])
+            data = b"".join([self.spelled[i] for i in checked])
         except KeyError as error:
             raise TokenizerError(
                 f"Id {error.args[0]} at position {checked.index(error.args[0])} is a hole in the vocabulary of "

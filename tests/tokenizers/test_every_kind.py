@@ -37,6 +37,11 @@ def test_text_round_trips(tokenizer, any_text):
     round_trip()
 
 
+def test_every_id_has_its_bytes(tokenizer):
+    assert sorted(tokenizer.spelled) == list(range(tokenizer.vocab_size))
+    assert all(tokenizer.decode_bytes([i]) == spelled for i, spelled in tokenizer.spelled.items())
+
+
 def test_text_cannot_inject_special_tokens(tokenizer, any_text):
     names = st.sampled_from(list(tokenizer.special))
 
