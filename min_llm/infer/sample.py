@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.infer import cache as caches
+from min_llm.infer.choose import Rows, choose, mixed, rows
 from min_llm.infer.request import Sampling
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
@@ -21,27 +24,7 @@ from min_llm.nn.leaves import unembed
 from min_llm.nn.runtime import Runtime
 from min_llm.spec import map_spec
 
-
-def choose(logits: Float[Array, "b v"], key: jax.Array, sampling: Sampling) -> Int[Array, " b"]:
-    """One token a row."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    if sampling.top_k:
-        kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if sampling.top_p < 1:
-        logits = nucleus(logits, sampling.top_p)
-    return jax.random.categorical(key, logits)
-
-
-def nucleus(logits: Float[Array, "b v"], top_p: float) -> Float[Array, "b v"]:
-    """Only the most likely tokens whose probabilities together reach top_p (Holtzman et al. 2019)."""
-    order = jnp.argsort(-logits, axis=-1)
-    p = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
-    keep = jnp.cumsum(p, axis=-1) - p < top_p
-    rank = jnp.argsort(order, axis=-1)
-    return jnp.where(jnp.take_along_axis(keep, rank, -1), logits, -jnp.inf)
+TAKEN = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 def check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
@@ -72,19 +55,31 @@ def generate(
 ) -> list[list[int]]:
     """Continuations of token prompts (each at least one token), up to max_tokens each, cut before `eos`.
 
-    Prompt and continuation must fit max_seq_len together. vocab: only ids below it are drawn, for a model whose
-    vocabulary is padded beyond its tokenizer's.
+    Prompt and continuation must fit max_seq_len together. sampling: temperature and filters; what else it may hold is
+    the engine's. Equal prompts get different draws of the same seed. vocab: only ids below it are drawn, for a model
+    whose vocabulary is padded beyond its tokenizer's. A row also ends where its logits are no longer finite.
     """
+    _refuse(sampling)
     longest = check(cfg, prompts, max_tokens)
     lengths = np.array([len(p) for p in prompts], np.int32)
     tokens = np.zeros((len(prompts), min(_bucket(longest), cfg.max_seq_len)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    room = _bucket(max_tokens)
-    out = _generate(
-        params, cfg, runtime, tokens, lengths, room, sampling, jax.random.key(seed), eos, max_tokens, vocab
-    )
+    seeds = [mixed(seed, i) for i in range(len(prompts))]
+    ways = rows([sampling] * len(prompts), seeds, lengths.tolist(), len(prompts))
+    out = _generate(params, cfg, runtime, tokens, lengths, _bucket(max_tokens), ways, eos, max_tokens, vocab)
     return [_until(row[:max_tokens], eos) for row in np.asarray(out).tolist()]
+
+
+def _refuse(sampling: Sampling) -> None:
+    """A sentence where sampling asks for more than temperature and filters."""
+    for field in dataclasses.fields(Sampling):
+        value = getattr(sampling, field.name)
+        if field.name not in TAKEN and value != field.default:
+            raise UserError(
+                f"{field.name} is {value!r}, but generate only takes {', '.join(TAKEN)}. Leave it out, or give the "
+                "request to the engine."
+            )
 
 
 def _bucket(n: int) -> int:
@@ -93,10 +88,11 @@ def _bucket(n: int) -> int:
 
 
 def _until(row: list[int], eos: int | None) -> list[int]:
-    return row[: row.index(eos)] if eos is not None and eos in row else row
+    """The tokens before the first that ends the row."""
+    return list(itertools.takewhile(lambda token: token not in (eos, -1), row))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 5, 6, 8, 10))
+@functools.partial(jax.jit, static_argnums=(1, 2, 5, 7, 9))
 def _generate(
     params: Any,
     cfg: ModelConfig,
@@ -104,20 +100,19 @@ def _generate(
     tokens: Int[Array, "b s"],
     lengths: Int[Array, " b"],
     n: int,
-    sampling: Sampling,
-    key: jax.Array,
+    ways: Rows,
     eos: int | None,
     limit: Int[Array, ""] | int,
     vocab: int | None,
 ) -> Int[Array, "b n"]:
     """Up to `limit` tokens a row, in a buffer of n."""
-    rows, s = tokens.shape
+    b, s = tokens.shape
     params = rounded(params, cfg, runtime)
-    cache = caches.empty(cfg, rows, s + n, runtime.dtype)
+    cache = caches.empty(cfg, b, s + n, runtime.dtype)
     hidden, cache = models.forward(params, cfg, Batch(tokens), runtime, cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    token = choose(_logits(params, cfg, last)[:, :vocab], jax.random.fold_in(key, 0), sampling)
-    out = jnp.zeros((rows, n), jnp.int32).at[:, 0].set(token)
+    token, *_ = choose(_logits(params, cfg, last)[:, :vocab], ways)
+    out = jnp.zeros((b, n), jnp.int32).at[:, 0].set(token)
 
     def unfinished(carry: tuple) -> Array:
         i, _, _, _, done = carry
@@ -128,10 +123,10 @@ def _generate(
         place = (lengths + i - 1)[:, None]
         batch = Batch(token[:, None], positions=place, index=place)
         hidden, cache = models.forward(params, cfg, batch, runtime, cache)
-        token = choose(_logits(params, cfg, hidden)[:, :vocab], jax.random.fold_in(key, i), sampling)
-        return i + 1, token, out.at[:, i].set(token), cache, done | _is(token, eos)
+        token, *_ = choose(_logits(params, cfg, hidden)[:, :vocab], ways.at(lengths + i))
+        return i + 1, token, out.at[:, i].set(token), cache, done | _ends(token, eos)
 
-    carry = (jnp.int32(1), token, out, cache, _is(token, eos))
+    carry = (jnp.int32(1), token, out, cache, _ends(token, eos))
     return jax.lax.while_loop(unfinished, step, carry)[2]
 
 
@@ -142,8 +137,8 @@ def rounded(params: Any, cfg: ModelConfig, runtime: Runtime) -> Any:
     return jax.tree.map(lambda p, round_it: p.astype(runtime.dtype) if round_it else p, params, used)
 
 
-def _is(token: Array, eos: int | None) -> Array:
-    return jnp.zeros(token.shape, bool) if eos is None else token == eos
+def _ends(token: Array, eos: int | None) -> Array:
+    return (token == -1) | (False if eos is None else token == eos)
 
 
 def _logits(params: Any, cfg: ModelConfig, hidden: Float[Array, "b 1 d"]) -> Float[Array, "b v"]:
