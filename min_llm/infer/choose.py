@@ -1,8 +1,8 @@
 """The next token of every row: what sampling asks for as arrays, one entry a row, so that nothing is compiled anew.
 
-A row's token is a function of its own logits, arguments, seed and position: neither its neighbours, nor their number,
-nor its place among them changes a bit of it. The vocabulary is never sorted: each filter keeps the tokens within some
-distance of the best one, and the exact distance is found by bisection.
+A row's token is a function of its own logits, arguments, seed and position. On a CPU neither its neighbours, nor their
+number, nor its place among them changes a bit of what comes; elsewhere XLA may order the sums of more rows otherwise,
+which can move a draw that falls within a rounding of the border between two tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from min_llm import platform
 from min_llm.infer import filters
@@ -98,11 +98,11 @@ def bias_of(
 
 def edit(
     logits: Float[Array, "r v"],
-    seen: Bool[Array, "r v"],
+    seen: Bool[Array, "r v"] | UInt8[Array, "r v"],
     repetition: Float[Array, " r"],
     bias: Float[Array, "r v"],
 ) -> Float[Array, "r v"]:
-    """Logits after the repetition penalty of the tokens seen, and then the sums of `bias_of`."""
+    """Logits after the repetition penalty of the tokens seen in prompt or answer, and then the sums of `bias_of`."""
     by = repetition[:, None]
     penalised = jnp.where(logits > 0, logits / by, logits * by)
     return jnp.where(seen != 0, penalised, logits) + bias
@@ -221,7 +221,7 @@ def _kept(logits: Float[Array, "r v"], peak: Float[Array, "r 1"], rows: Rows) ->
 
 
 def _uniforms(rows: Rows) -> Float[Array, "r 2"]:
-    """Two numbers of [0, 1) a row from one block of Threefry, whose key is the seed and whose counter the position."""
+    """Two numbers of [0, 1) a row, by Threefry whatever JAX's default generator: the seed is the key."""
 
     def of(seed: UInt32[Array, " 2"], position: UInt32[Array, ""]) -> Array:
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
