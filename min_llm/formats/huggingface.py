@@ -53,6 +53,15 @@ def read(folder: Path, dtype: str = "float32") -> tuple[ModelConfig, Any]:
         return cfg, tables.read(cfg, names, tensor, folder, dtype)
 
 
+def end_ids(folder: Path) -> list[int]:
+    """Every token that ends an answer by generation_config.json or config.json, which may list several."""
+    found: list[int] = []
+    for path in (folder / "generation_config.json", folder / CONFIG):
+        named = _json(path).get("eos_token_id") if path.is_file() else None
+        found += [i for i in (named if isinstance(named, list) else [named]) if type(i) is int]
+    return list(dict.fromkeys(found))
+
+
 def downloaded(name: str) -> Path:
     """The folder of OWNER/NAME on Hugging Face, in huggingface_hub's own cache; weights as safetensors only."""
     try:

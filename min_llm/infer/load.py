@@ -22,8 +22,8 @@ from min_llm.train.begin import read_run
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """about: what it is, for people. opening: the tokens that every text begins with. end: the one that ends an answer.
-    template: None where it is no chat model."""
+    """about: what it is, for people. opening: the tokens that every text begins with. ends: those that end an
+    answer. template: None where it is no chat model."""
 
     about: str
     cfg: ModelConfig
@@ -31,7 +31,7 @@ class Loaded:
     runtime: Runtime
     tokenizer: Tokenizer
     opening: tuple[int, ...] = ()
-    end: int | None = None
+    ends: tuple[int, ...] = ()
     template: ChatTemplate | None = None
 
     def prompt(self, text: str) -> list[int]:
@@ -65,9 +65,8 @@ class Loaded:
     ) -> list[str]:
         """Texts that follow these tokens, each up to what ends an answer."""
         vocab = self.tokenizer.vocab_size
-        out = generate(
-            self.params, self.cfg, self.runtime, prompts, max_tokens, sampling, seed, self.end, vocab
-        )
+        end = self.ends[0] if self.ends else None
+        out = generate(self.params, self.cfg, self.runtime, prompts, max_tokens, sampling, seed, end, vocab)
         return [self.tokenizer.decode(ids) for ids in out]
 
 
@@ -91,25 +90,45 @@ def load_run(folder: Path, step: int | None = None) -> Loaded:
     tokenizer = tokenizers.load(str(folder / "tokenizer.json"))
     runtime = resolve(cfg.runtime, _layers(cfg.model))
     return Loaded(
-        f"{folder} at step {step}", cfg.model, params, runtime, tokenizer, opening(tokenizer), tokenizer.eos
+        f"{folder} at step {step}",
+        cfg.model,
+        params,
+        runtime,
+        tokenizer,
+        opening(tokenizer),
+        _ends(tokenizer),
     )
 
 
 def _from_folder(folder: Path, name: str, runtime: RuntimeConfig) -> Loaded:
     cfg, params = huggingface.read(folder)
     tokenizer = hf.from_folder(folder)
-    template = chat.from_folder(folder)
-    return _loaded(name, cfg, params, runtime, tokenizer, template)
+    ends = _ends(tokenizer, huggingface.end_ids(folder))
+    return _loaded(name, cfg, params, runtime, tokenizer, ends, chat.from_folder(folder))
 
 
 def _from_gguf(path: Path, name: str, runtime: RuntimeConfig) -> Loaded:
     cfg, params, metadata = gguf_model.read(path)
-    return _loaded(name, cfg, params, runtime, hf.from_gguf(metadata), chat.from_gguf(metadata))
+    tokenizer = hf.from_gguf(metadata)
+    named = [metadata.get(f"tokenizer.ggml.{what}_token_id") for what in ("eot", "eom")]
+    ends = _ends(tokenizer, [int(i) for i in named if i is not None])
+    return _loaded(name, cfg, params, runtime, tokenizer, ends, chat.from_gguf(metadata))
+
+
+# special tokens that end an answer in some model, whether or not its files say so (llama.cpp knows them by name too)
+END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>", "</s>")
+
+
+def _ends(tokenizer: Tokenizer, named: Sequence[int] = ()) -> tuple[int, ...]:
+    """What ends an answer: the tokenizer's end of text first, then what the model's files name."""
+    known = [tokenizer.special[token] for token in END_TOKENS if token in tokenizer.special]
+    first = [] if tokenizer.eos is None else [tokenizer.eos]
+    return tuple(dict.fromkeys([*first, *named, *known]))
 
 
 def _loaded(
     name: str, cfg: ModelConfig, params: Any, runtime: RuntimeConfig, tokenizer: hf.HuggingFaceTokenizer,
-    template: ChatTemplate | None,
+    ends: tuple[int, ...], template: ChatTemplate | None,
 ) -> Loaded:  # fmt: skip
     if tokenizer.vocab_size > cfg.vocab_size:
         raise UserError(
@@ -120,7 +139,7 @@ def _loaded(
         # generation on CPU waits for memory: bfloat16 would save nothing, and small chat models answer worse in it
         runtime = dataclasses.replace(runtime, dtype="float32")
     run = resolve(runtime, _layers(cfg))
-    return Loaded(name, cfg, params, run, tokenizer, tokenizer.opening, tokenizer.eos, template)
+    return Loaded(name, cfg, params, run, tokenizer, tokenizer.opening, ends, template)
 
 
 def _layers(cfg: ModelConfig) -> int:

@@ -46,7 +46,7 @@ def test_a_run_goes_out_and_comes_in_again(run, tmp_path, target, capsys):
     ours, theirs = load(run), load(tmp_path / target, runtime=EXACT)
     prompt = ours.prompt("the cat 12 sat")
     assert theirs.prompt("the cat 12 sat") == prompt
-    assert theirs.end == ours.end
+    assert theirs.ends == ours.ends
     assert (logits(ours, np.array([prompt], np.int32)) == logits(theirs, np.array([prompt], np.int32))).all()
     assert theirs.generate("the cat 12 sat", 8) == ours.generate("the cat 12 sat", 8)
     capsys.readouterr()

@@ -1,0 +1,357 @@
+"""Many requests at once on one model: continuous batching over a paged cache.
+
+    engine = Engine(load("smollm2-135m-instruct"))
+    engine.add(prompt_tokens, Sampling(max_tokens=20))
+    while engine.busy:
+        for output in engine.step(): ...
+
+A step computes the next token of every running answer and a chunk of the prompts that wait, in one compiled program.
+The same request with the same seed gives the same tokens whatever else runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from min_llm.config import UserError, option
+from min_llm.infer import compiles, drawing, paged, step
+from min_llm.infer.answer import Answer, seed_of
+from min_llm.infer.pages import Pages, root
+from min_llm.infer.prepare import prepared
+from min_llm.infer.request import Output, Sampling, Token
+from min_llm.infer.scheduler import BLOCK, Part, Plan, Scheduler
+from min_llm.infer.scheduler import Sequence as Text
+from min_llm.infer.text_stream import TextStream
+
+SMALLEST_CHUNK = 64  # a shape for short prompts beside the largest one
+FEWEST_ROWS = 8  # products of fewer rows are computed in another way by XLA, with other rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How much an engine does at once and how much it remembers."""
+
+    max_sequences: int = option(16, "requests that run at once")
+    chunk: int = option(256, "prompt tokens of a step, a multiple of 16")
+    page_size: int = option(16, "tokens of a page of the cache")
+    cache_tokens: int = option(0, "tokens that the cache holds; 0: as many as fit in cache_bytes")
+    cache_bytes: int = option(2**30, "memory of the cache where cache_tokens is 0")
+    model_len: int = option(0, "longest prompt and answer; 0: the model's context")
+    prefix_cache: bool = option(True, "keep prompts for later requests that begin alike")
+
+    def __post_init__(self) -> None:
+        if min(self.max_sequences, self.page_size, self.cache_bytes) < 1 or self.cache_tokens < 0:
+            raise UserError("max_sequences, page_size and cache_bytes must be at least 1.")
+        if self.chunk < BLOCK or self.chunk % BLOCK:
+            raise UserError(f"chunk is {self.chunk}; it must be a multiple of {BLOCK}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    waiting: int
+    running: int
+    pages_total: int
+    pages_free: int
+    pages_cached: int
+    pages_used: int
+    compiles: int
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    preemptions: int
+    prefix_hits: int
+
+
+class Engine:
+    """One thread at a time may use it."""
+
+    def __init__(self, loaded: Any, config: EngineConfig = EngineConfig()) -> None:
+        """loaded: infer.load.Loaded. Compiles everything that it will ever run."""
+        self.config, self.cfg, self.runtime = config, loaded.cfg, loaded.runtime
+        self.tokenizer = loaded.tokenizer
+        self.vocab = min(loaded.tokenizer.vocab_size, loaded.cfg.vocab_size)
+        self.ends = frozenset(loaded.ends)
+        size = config.page_size
+        per_page = paged.page_bytes(self.cfg, size, self.runtime.dtype)
+        longest = min(config.model_len or self.cfg.max_seq_len, self.cfg.max_seq_len)
+        total = config.cache_tokens // size or config.cache_bytes // per_page
+        total = max(1, min(total, config.max_sequences * -(-longest // size)))
+        self.model_len = min(longest, total * size)
+        self._pages = Pages(total, size)
+        most = -(-config.max_sequences // FEWEST_ROWS) * FEWEST_ROWS
+        singles = {FEWEST_ROWS << i for i in range(8) if FEWEST_ROWS << i < most} | {most}
+        self._scheduler = Scheduler(self._pages, config.max_sequences, most, config.chunk)
+        self._program = step.Program(
+            prepared(loaded.params, self.cfg, self.runtime),
+            self.cfg,
+            self.runtime,
+            self.vocab,
+            self._pages,
+            (config.max_sequences, -(-self.model_len // size)),
+            sorted(singles),
+            sorted({min(SMALLEST_CHUNK, config.chunk), config.chunk}),
+        )
+        self._answers: dict[Text, Answer] = {}
+        self._later: dict[
+            Text, list[Answer]
+        ] = {}  # choices that begin when another one has computed their prompt
+        self._stash: list[Output] = []
+        self._grammars: Any = None
+        self._next = 0
+        self._steps = self._prompt_tokens = self._generated = 0
+        self._program.warm_up()
+        self._compiles = compiles.count()
+
+    # -- requests
+
+    def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """UserError if this can never be served."""
+        if not prompt:
+            raise UserError("The prompt has no tokens. Give at least one.")
+        for token in prompt:
+            if (
+                not isinstance(token, (int, np.integer))
+                or isinstance(token, bool)
+                or not 0 <= token < self.vocab
+            ):
+                raise UserError(
+                    f"The prompt has token {token!r}; the model has tokens 0 to {self.vocab - 1}."
+                )
+        sampling.check_ids(self.vocab)
+        new = sampling.max_tokens or 1
+        if len(prompt) + new > self.model_len:
+            raise UserError(
+                f"The prompt has {len(prompt)} tokens and {new} are to follow, {len(prompt) + new} together; at most "
+                f"{self.model_len} fit. Shorten the prompt or ask for fewer."
+            )
+        if sampling.min_tokens > new and sampling.max_tokens is not None:
+            raise UserError(
+                f"min_tokens is {sampling.min_tokens}, more than max_tokens ({sampling.max_tokens})."
+            )
+
+    def add(
+        self, prompt: Sequence[int], sampling: Sampling, adapter: str | None = None, salt: str = ""
+    ) -> int:
+        """Queue a request; its number. UserError as in `check`. salt: only requests with the same one share pages."""
+        if adapter is not None:
+            raise UserError(f"There is no adapter {adapter!r}.")
+        self.check(prompt, sampling)
+        matcher = self._constrainer().compile(sampling.grammar) if sampling.grammar else None
+        request, self._next = self._next, self._next + 1
+        if sampling.seed is None:
+            sampling = dataclasses.replace(sampling, seed=secrets.randbits(64))
+        text = list(map(int, prompt))
+        answers = [
+            self._answer(request, i, text, sampling, matcher and matcher.copy(), salt)
+            for i in range(sampling.n)
+        ]
+        self._begin(answers[0])
+        if len(answers) > 1:
+            self._later[answers[0].sequence] = answers[1:]
+        return request
+
+    def abort(self, request: int) -> None:
+        """Nobody wants it any more; nothing if it has ended."""
+        for first, answers in list(self._later.items()):
+            if answers[0].request == request:
+                del self._later[first]
+        for answer in [a for a in self._answers.values() if a.request == request]:
+            self._end(answer)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._answers or self._stash)
+
+    def statistics(self) -> Statistics:
+        pages, scheduler = self._pages, self._scheduler
+        return Statistics(
+            waiting=len(scheduler.waiting) + sum(map(len, self._later.values())),
+            running=len(scheduler.running),
+            pages_total=pages.total,
+            pages_free=pages.free,
+            pages_cached=pages.cached,
+            pages_used=pages.used,
+            compiles=compiles.count() - self._compiles,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated,
+            preemptions=scheduler.preemptions,
+            prefix_hits=scheduler.prefix_hits,
+        )
+
+    def run(self, requests: Sequence[tuple[Sequence[int], Sampling]]) -> Iterator[Output]:
+        """All of these, as their outputs come; their numbers follow the order given."""
+        for prompt, sampling in requests:
+            self.add(prompt, sampling)
+        while self.busy:
+            yield from self.step()
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """[n, dim] float32: the mean of each prompt's final hidden states, of length 1. Other requests go on
+        meanwhile."""
+        sampling = Sampling(max_tokens=1, seed=0)
+        wanted = []
+        for prompt in prompts:
+            self.check(prompt, sampling)
+        for prompt in prompts:
+            answer = self._answer(-1, 0, list(map(int, prompt)), sampling, None, "")
+            answer.embedding = np.zeros(self.cfg.dim, np.float32)
+            answer.sequence.fresh = True
+            self._begin(answer)
+            wanted.append(answer)
+        while any(a.sequence in self._answers for a in wanted):
+            self._stash += self._step()
+        sums = np.stack([a.embedding for a in wanted if a.embedding is not None])
+        return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
+
+    # -- a step
+
+    def step(self) -> list[Output]:
+        """One step of the model, and what it added to answers; [] when there is nothing to do. If it raises, every
+        request is kept and computed anew by the next step."""
+        stash, self._stash = self._stash, []
+        return stash + self._step()
+
+    def _step(self) -> list[Output]:
+        plan = self._scheduler.plan()
+        if not plan.parts:
+            if self._answers:
+                raise RuntimeError("The scheduler made no progress; this is a bug.")
+            return []
+        try:
+            return self._run(plan)
+        except Exception:
+            self._recover()
+            raise
+
+    def _run(self, plan: Plan) -> list[Output]:
+        logits, hidden, starts = self._program.run(plan)
+        rows = [
+            (self._answers[part.sequence], part.start + part.count - n + 1 + i)
+            for part in plan.parts
+            if part.samples
+            for n in [part.count if part in plan.singles else 1]
+            for i in range(n)
+        ]
+        drawn = iter(drawing.draw(logits, rows))
+        self._look_back(plan, starts, hidden)
+        outputs: list[Output] = []
+        for part in plan.parts:
+            n = part.count if part in plan.singles else 1
+            outputs += self._commit(part, list(itertools.islice(drawn, n if part.samples else 0)))
+        self._steps += 1
+        return outputs
+
+    def _commit(self, part: Part, drawn: list[Token]) -> list[Output]:
+        """What the tokens drawn behind a part mean: those behind a wrong draft are dropped."""
+        answer = self._answers[part.sequence]
+        if answer.embedding is not None or not drawn:
+            self._scheduler.commit(part, part.count)
+            self._prompt_tokens += part.count
+            if part.samples:
+                self._end(answer)
+            return []
+        outputs, drafts = [], answer.sequence.drafts
+        for i, token in enumerate(drawn):
+            outputs.append(self._take(answer, token))
+            if outputs[-1].finish is not None or i == len(drafts) or token.id != drafts[i]:
+                break
+        drafts.clear()
+        self._generated += len(outputs)
+        self._prompt_tokens += part.count - len(drawn)
+        self._scheduler.commit(part, part.count - len(drawn) + len(outputs))
+        for later in self._later.pop(answer.sequence, ()):
+            self._begin(later)
+        if outputs[-1].finish is not None:
+            self._end(answer)
+        return outputs
+
+    def _take(self, answer: Answer, token: Token) -> Output:
+        """One token more; what goes wrong with it ends this answer and no other."""
+        if answer.cached is None:
+            answer.cached = answer.sequence.cached
+        if token.id == drawing.FORBIDDEN:
+            return answer.fail("No token may follow: the grammar or the biases forbid them all.")
+        try:
+            return answer.take(token)
+        except UserError as error:
+            return answer.fail(str(error))
+
+    def _look_back(self, plan: Plan, starts: list[int], hidden: Any) -> None:
+        """Log-probabilities of prompts, and sums of hidden states, for those who want them."""
+        wanted = [(p, at, self._answers[p.sequence]) for p, at in zip(plan.parts, starts, strict=True)]
+        scored = [(p, at, a) for p, at, a in wanted if a.scores is not None]
+        if scored:
+            targets = np.zeros(hidden.shape[0], np.int32)
+            for part, at, _ in scored:
+                following = part.sequence.tokens[part.start + 1 : part.start + part.count + 1]
+                targets[at : at + len(following)] = following
+            k = max(a.sampling.prompt_logprobs or 0 for *_, a in scored)
+            found = self._program.score(hidden, targets, k)
+            for part, at, answer in scored:
+                answer.scored(part.start, part.count, [f[at : at + part.count] for f in found])
+        for part, at, answer in wanted:
+            if answer.embedding is not None:
+                if part.start == 0:
+                    answer.embedding[:] = 0
+                answer.embedding += np.asarray(hidden[at : at + part.count], np.float32).sum(0)
+
+    # -- the lives of answers
+
+    def _answer(
+        self, request: int, choice: int, prompt: list[int], sampling: Sampling, matcher: Any, salt: str
+    ) -> Answer:
+        assert sampling.seed is not None
+        scores: list[Token] | None = [] if sampling.prompt_logprobs is not None and choice == 0 else None
+        special = frozenset(self.tokenizer.special.values())
+        before = () if prompt[-1] in special else prompt  # an answer in a chat begins a text of its own
+        penalised = (
+            sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+        )
+        seen = None
+        if penalised:
+            seen = np.zeros(self.vocab, bool)
+            seen[prompt] = True
+        fresh = scores is not None or not self.config.prefix_cache
+        return Answer(
+            request=request,
+            choice=choice,
+            sampling=sampling,
+            seed=seed_of(sampling.seed, choice),
+            sequence=Text(list(prompt), root("", salt), fresh),
+            prompt=len(prompt),
+            most=min(sampling.max_tokens or self.model_len, self.model_len - len(prompt)),
+            ends=(frozenset() if sampling.ignore_end else self.ends) | frozenset(sampling.stop_ids),
+            text=TextStream(self.tokenizer, sampling.stop, hidden=special, before=before),
+            matcher=matcher,
+            counts=np.zeros(self.vocab, np.int32) if penalised else None,
+            seen=seen,
+            scores=scores,
+        )
+
+    def _begin(self, answer: Answer) -> None:
+        self._answers[answer.sequence] = answer
+        self._scheduler.add(answer.sequence)
+
+    def _end(self, answer: Answer) -> None:
+        del self._answers[answer.sequence]
+        self._scheduler.remove(answer.sequence)
+
+    def _recover(self) -> None:
+        """A step has failed and what the pages hold is lost."""
+        self._scheduler.stop_all()
+        self._pages.clear()
+        self._program.empty()
+
+    def _constrainer(self) -> Any:
+        from min_llm.infer.constrain import Constrainer
+
+        if self._grammars is None:
+            self._grammars = Constrainer(self.tokenizer, self.vocab, self.ends)
+        return self._grammars

@@ -1,0 +1,189 @@
+"""What one step of the engine does on the device. Every function here is compiled for a few shapes, when the engine
+starts, and never again: what changes from step to step is in arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from min_llm import models
+from min_llm.infer import choose, drawing, paged
+from min_llm.infer.paged import PagedCache
+from min_llm.infer.pages import TRASH, Pages
+from min_llm.infer.request import MOST_TOPS
+from min_llm.infer.scheduler import BLOCK, Plan
+from min_llm.models import ModelConfig
+from min_llm.nn.batch import Batch
+from min_llm.nn.leaves import unembed
+from min_llm.nn.runtime import Runtime
+
+COPIES = 8  # pages copied by one call
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a plan's tokens lie. tokens, row, index [T] as in PagedCache; sample_at [S]: the places whose next token is
+    drawn, 0 beyond those."""
+
+    tokens: np.ndarray
+    row: np.ndarray
+    index: np.ndarray
+    sample_at: np.ndarray
+    singles: int
+
+
+def lay_out(plan: Plan, singles: int, chunk: int) -> tuple[Layout, list[int]]:
+    """The plan in `singles` rows and `chunk` places in blocks, and where each of its parts begins."""
+    size = singles + chunk
+    tokens, row, index = (np.zeros(size, np.int32) for _ in range(3))
+    index[:] = -1
+    sample_at, starts, samples = np.zeros(singles, np.int32), [], 0
+    at, block = 0, singles
+    for parts, blocked in ((plan.singles, False), (plan.chunks, True)):
+        for part in parts:
+            first = block if blocked else at
+            sequence, end = part.sequence, first + part.count
+            text = sequence.tokens + sequence.drafts if sequence.drafts else sequence.tokens
+            tokens[first:end] = text[part.start : part.start + part.count]
+            index[first:end] = np.arange(part.start, part.start + part.count)
+            taken = -(-part.count // BLOCK) * BLOCK if blocked else part.count
+            assert sequence.row is not None
+            row[first : first + taken] = sequence.row
+            starts.append(first)
+            if part.samples:
+                n = 1 if blocked else part.count
+                sample_at[samples : samples + n] = np.arange(end - n, end)
+                samples += n
+            if blocked:
+                block += taken
+            else:
+                at += taken
+    return Layout(tokens, row, index, sample_at, singles), starts
+
+
+@functools.partial(
+    jax.jit, static_argnames=("cfg", "runtime", "singles", "vocab"), donate_argnames=("keys", "values")
+)
+def forward(
+    params: Any,
+    keys: Array,
+    values: Array,
+    tables: Int[Array, "r m"],
+    places: Int[Array, "3 t"],
+    sample_at: Int[Array, " s"],
+    *,
+    cfg: ModelConfig,
+    runtime: Runtime,
+    singles: int,
+    vocab: int,
+) -> tuple[Float[Array, "s v"], Float[Array, "t d"], Array, Array]:
+    """Logits at `sample_at`, the hidden states of all tokens, and the updated pool. places: tokens, row, index."""
+    tokens, row, index = places
+    cache = PagedCache(keys, values, tables, row, index, singles)
+    at = jnp.maximum(index, 0)[None]
+    batch = Batch(tokens[None], positions=at, index=at)
+    hidden, cache = models.forward(params, cfg, batch, runtime, cache)
+    logits = unembed(hidden[:, sample_at], models.of(cfg).head(params))[0, :, :vocab]
+    return logits, hidden[0], cache.keys, cache.values
+
+
+@functools.partial(jax.jit, donate_argnames=("keys", "values"))
+def copy_pages(
+    keys: Array, values: Array, source: Int[Array, " n"], target: Int[Array, " n"]
+) -> tuple[Array, Array]:
+    """Whole pages, all read before any is written."""
+    return keys.at[:, target].set(keys[:, source]), values.at[:, target].set(values[:, source])
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "vocab", "k"))
+def score(
+    params: Any,
+    hidden: Float[Array, "t d"],
+    targets: Int[Array, " t"],
+    *,
+    cfg: ModelConfig,
+    vocab: int,
+    k: int,
+) -> tuple[Float[Array, " t"], Int[Array, "t k"], Float[Array, "t k"]]:
+    """Log-probabilities of given next tokens, and of the k likeliest ones."""
+    logits = unembed(hidden[None], models.of(cfg).head(params))[0, :, :vocab]
+    return choose.logprobs_at(logits, targets), *choose.tops(logits, k)
+
+
+class Program:
+    """A model's parameters, its pool of pages, and the compiled steps. singles, chunks: the sizes that steps have."""
+
+    def __init__(
+        self, params: Any, cfg: ModelConfig, runtime: Runtime, vocab: int, pages: Pages, tables: tuple[int, int],
+        singles: Sequence[int], chunks: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.params, self.vocab = params, vocab
+        self._cfg, self._runtime, self._pages = cfg, runtime, pages
+        self._singles, self._chunks = sorted(singles), sorted(chunks)
+        self._tables = np.zeros(tables, np.int32)
+        self.empty()
+
+    def empty(self) -> None:
+        """Forget what the pages hold."""
+        self._keys, self._values = paged.pool(
+            self._cfg, self._pages.total, self._pages.size, self._runtime.dtype
+        )
+
+    def run(self, plan: Plan) -> tuple[Array, Array, list[int]]:
+        """Logits [S, V] of the places whose next token is drawn, in the order of the plan, then padding; hidden states
+        of all places; where each part of the plan begins among them."""
+        for i in range(0, len(plan.copies), COPIES):
+            self._copy(plan.copies[i : i + COPIES])
+        layout, starts = lay_out(plan, *self._shape(plan))
+        for part in plan.parts:
+            pages = part.sequence.pages
+            self._tables[part.sequence.row, : len(pages)] = pages
+        return *self._forward(layout), starts
+
+    def score(self, hidden: Array, targets: np.ndarray, k: int) -> list[np.ndarray]:
+        """`score` of the last step's hidden states, for k up to 1 or up to MOST_TOPS."""
+        most = 1 if k <= 1 else MOST_TOPS
+        out = score(self.params, hidden, targets, cfg=self._cfg, vocab=self.vocab, k=most)
+        return [np.asarray(a) for a in out]
+
+    def warm_up(self) -> None:
+        """Compile everything, by computing padding."""
+        self._copy([(TRASH, TRASH)])
+        for singles, chunk in [(n, 0) for n in self._singles] + [
+            (self._singles[-1], c) for c in self._chunks
+        ]:
+            logits, hidden = self._forward(lay_out(Plan(), singles, chunk)[0])
+            if chunk:
+                for k in (1, MOST_TOPS):
+                    self.score(hidden, np.zeros(hidden.shape[0], np.int32), k)
+            else:
+                drawing.warm_up(logits)
+
+    def _shape(self, plan: Plan) -> tuple[int, int]:
+        """The smallest compiled one that holds the plan."""
+        blocked = sum(-(-p.count // BLOCK) * BLOCK for p in plan.chunks)
+        if blocked:
+            return self._singles[-1], next(c for c in self._chunks if c >= blocked)
+        singles = sum(p.count for p in plan.singles)
+        return next(n for n in self._singles if n >= singles), 0
+
+    def _forward(self, layout: Layout) -> tuple[Array, Array]:
+        places = np.stack([layout.tokens, layout.row, layout.index])
+        logits, hidden, self._keys, self._values = forward(
+            self.params, self._keys, self._values, self._tables, places, layout.sample_at,
+            cfg=self._cfg, runtime=self._runtime, singles=layout.singles, vocab=self.vocab,
+        )  # fmt: skip
+        return logits, hidden
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        source, target = np.full((2, COPIES), TRASH, np.int32)
+        for i, (a, b) in enumerate(copies):
+            source[i], target[i] = a, b
+        self._keys, self._values = copy_pages(self._keys, self._values, source, target)
