@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
 
+from min_llm.infer.choose import bias_of
 from min_llm.infer.request import Finish, Output, Sampling, Token
 from min_llm.infer.scheduler import Sequence
 from min_llm.infer.text_stream import TextStream
@@ -49,14 +49,10 @@ class Answer:
 
     def edit(self, seen: np.ndarray, bias: np.ndarray) -> None:
         """Fill its rows: which tokens the repetition penalty counts as seen, and what is added to each logit."""
-        s = self.sampling
-        for token, value in s.logit_bias:
-            bias[token] += value
-        if self.counts is not None:
-            bias -= s.presence_penalty * (self.counts > 0) + s.frequency_penalty * self.counts
+        counts = np.zeros(len(bias), np.int32) if self.counts is None else self.counts
+        bias[:] = bias_of(self.sampling, counts, self.ends, self.produced)
+        if self.seen is not None:
             seen[:] = self.seen
-        if self.produced < s.min_tokens:
-            bias[list(self.ends)] = -np.inf
         if self.matcher is not None:
             bias[~self.matcher.mask()[: len(bias)]] = -np.inf
 
@@ -117,10 +113,3 @@ class Answer:
             return False
         self.matcher.advance(token)
         return bool(self.matcher.done)
-
-
-def seed_of(seed: int, choice: int) -> int:
-    """A seed of its own for each choice; the first keeps the given one."""
-    if choice == 0:
-        return seed % 2**64
-    return int.from_bytes(hashlib.sha256(f"{seed}:{choice}".encode()).digest()[:8], "little")

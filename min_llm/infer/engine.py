@@ -21,7 +21,8 @@ import numpy as np
 
 from min_llm.config import UserError, option
 from min_llm.infer import compiles, drawing, paged, step
-from min_llm.infer.answer import Answer, seed_of
+from min_llm.infer.answer import Answer
+from min_llm.infer.choose import mixed
 from min_llm.infer.pages import Pages, root
 from min_llm.infer.prepare import prepared
 from min_llm.infer.request import Output, Sampling, Token
@@ -300,7 +301,7 @@ class Engine:
             if answer.embedding is not None:
                 if part.start == 0:
                     answer.embedding[:] = 0
-                answer.embedding += np.asarray(hidden[at : at + part.count], np.float32).sum(0)
+                answer.embedding += np.asarray(hidden)[at : at + part.count].astype(np.float32).sum(0)
 
     # -- the lives of answers
 
@@ -323,7 +324,7 @@ class Engine:
             request=request,
             choice=choice,
             sampling=sampling,
-            seed=seed_of(sampling.seed, choice),
+            seed=mixed(sampling.seed, choice),
             sequence=Text(list(prompt), root("", salt), fresh),
             prompt=len(prompt),
             most=min(sampling.max_tokens or self.model_len, self.model_len - len(prompt)),

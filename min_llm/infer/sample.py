@@ -17,12 +17,12 @@ from min_llm import models
 from min_llm.config import UserError
 from min_llm.infer import cache as caches
 from min_llm.infer.choose import Rows, choose, mixed, rows
+from min_llm.infer.prepare import rounded
 from min_llm.infer.request import Sampling
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
 from min_llm.nn.leaves import unembed
 from min_llm.nn.runtime import Runtime
-from min_llm.spec import map_spec
 
 TAKEN = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
@@ -128,13 +128,6 @@ def _generate(
 
     carry = (jnp.int32(1), token, out, cache, _ends(token, eos))
     return jax.lax.while_loop(unfinished, step, carry)[2]
-
-
-def rounded(params: Any, cfg: ModelConfig, runtime: Runtime) -> Any:
-    """Parameters with everything that enters a product in the compute dtype: the same numbers that `dot` would round
-    them to at each use, half the bytes to read for each token."""
-    used = map_spec(lambda p: p.role in ("matrix", "head", "embedding"), models.spec(cfg))
-    return jax.tree.map(lambda p, round_it: p.astype(runtime.dtype) if round_it else p, params, used)
 
 
 def _ends(token: Array, eos: int | None) -> Array:

@@ -114,7 +114,7 @@ def score(
 ) -> tuple[Float[Array, " t"], Int[Array, "t k"], Float[Array, "t k"]]:
     """Log-probabilities of given next tokens, and of the k likeliest ones."""
     logits = unembed(hidden[None], models.of(cfg).head(params))[0, :, :vocab]
-    return choose.logprobs_at(logits, targets), *choose.tops(logits, k)
+    return choose.logprobs(logits, targets[:, None])[:, 0], *choose.tops(logits, k)
 
 
 class Program:
