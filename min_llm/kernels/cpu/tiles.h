@@ -35,14 +35,15 @@ struct Operand {
 };
 
 // Configures the calling thread's tiles, and puts back what was there: XLA's own kernels keep theirs between calls.
+// Tiles 0-3 are of C, 4 and 5 of A, 6 and 7 of B; those of C and A may have fewer than 16 rows.
 class TileScope {
  public:
-  TileScope() {
+  explicit TileScope(int64_t rows = kTile) {
     _tile_storeconfig(before_);
     alignas(64) uint8_t config[64] = {1};  // palette 1
     for (int t = 0; t < 8; ++t) {
       config[16 + 2 * t] = 64;  // bytes in a row
-      config[48 + t] = 16;      // rows
+      config[48 + t] = t < 6 ? rows : kTile;
     }
     _tile_loadconfig(config);
   }
