@@ -1,0 +1,105 @@
+"""Products with a packed matrix: against NumPy, and bitwise the same whatever else is in the call."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from min_llm.config import UserError
+from min_llm.kernels import cpu, rows
+
+here = pytest.mark.skipif(not cpu.available(), reason=f"no kernels: {cpu.unavailable()}")
+DTYPES = ("float32", "bfloat16")
+# k, m: less than a tile; ragged; more k than a pass of either kind; whole tiles; k a multiple of 4 KiB
+SHAPES = [(5, 3), (77, 45), (1500, 33), (576, 192), (1024, 70)]
+NUMBERS = (1, 2, 3, 7, 8, 16, 17, 33, 64, 200, 512)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint8)
+
+
+@given(st.integers(1, 100), st.integers(1, 100), st.sampled_from(DTYPES))
+@settings(max_examples=20, deadline=None)
+def test_unpacked_is_what_was_packed(k, m, dtype):
+    w = normal(k, m)
+    packed = rows.pack(w, dtype)
+    assert packed.dtype == dtype
+    np.testing.assert_array_equal(rows.unpack(packed, k, m), w.astype(dtype))
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=here), False])
+@pytest.mark.parametrize("k, m", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("x_dtype", DTYPES)
+def test_products_equal_numpys_in_the_dtype_of_x(native, k, m, dtype, x_dtype, monkeypatch):
+    monkeypatch.setattr(cpu, "available", lambda: native)
+    x, w = normal(200, k).astype(x_dtype), normal(k, m)
+    packed = rows.pack(w, dtype)
+    exact = np.asarray(x.astype(dtype), np.float64) @ np.asarray(w.astype(dtype), np.float64)
+    for n in (1, 8, 40, 200):
+        got = rows.multiply(x[:n], packed, m)
+        assert got.dtype == x_dtype
+        tolerance = 1e-5 if x_dtype == "float32" else 2**-8
+        np.testing.assert_allclose(
+            np.asarray(got, np.float64), exact[:n], rtol=tolerance, atol=tolerance * k**0.5
+        )
+
+
+@here
+@pytest.mark.parametrize("k, m", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("x_dtype", DTYPES)
+def test_a_row_has_the_same_bits_whatever_the_others_are_and_wherever_it_stands(k, m, dtype, x_dtype):
+    packed = rows.pack(normal(k, m, seed=1), dtype)
+    x = np.asarray(normal(512, k).astype(x_dtype))
+    others = np.asarray((normal(512, k, seed=2) * 100).astype(x_dtype))
+    whole = bits(rows.multiply(x, packed, m))
+    for n in NUMBERS:
+        for start in {0, 1, 512 - n} - {513 - n}:
+            some = rows.multiply(x[start : start + n], packed, m)
+            np.testing.assert_array_equal(bits(some), whole[start : start + n])
+        mixed = np.concatenate([others[: n - 1], x[:1]])
+        np.testing.assert_array_equal(bits(rows.multiply(mixed, packed, m))[n - 1], whole[0])
+
+
+ON_ONE_PROCESSOR = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from tests.kernels.test_rows import digest
+print(digest())
+"""
+
+
+def digest():
+    """Of products large enough for several threads."""
+    found = hashlib.sha256()
+    for dtype in DTYPES:
+        packed = rows.pack(normal(600, 900), dtype)
+        for n in (1, 7, 64, 300):
+            found.update(bits(rows.multiply(normal(n, 600, seed=n), packed, 900)).tobytes())
+    return found.hexdigest()
+
+
+@here
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one processor only")
+def test_one_thread_gives_the_bits_of_several():
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ONE_PROCESSOR], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == digest()
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(UserError, match="float32 or bfloat16, not in float16"):
+        rows.pack(normal(4, 4), "float16")
