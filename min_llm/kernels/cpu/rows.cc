@@ -4,9 +4,7 @@
 // W lies in panels of 32 columns (kernels/rows.py), which threads read from beginning to end. Every element of Y is
 // one chain of additions in the order of k, in float32, whatever n is and whoever computes it: the bits of a row of Y
 // depend on that row of X and on W alone.
-#include <array>
-#include <utility>
-
+#include "fma.h"
 #include "pool.h"
 #include "team.h"
 #include "tiles.h"
@@ -15,40 +13,8 @@
 namespace min_llm {
 namespace {
 
-constexpr int64_t kPanel = 32;  // columns, also of a block of tiles
-
-// --- float32: fused multiply-adds, rows times 32 columns in registers
-
-constexpr int64_t kMostRows = 14;     // 28 accumulators of 32 registers
-constexpr int64_t kWideDepth = 256;   // k of a pass: 32 columns of W, 32 KiB, stay in the first-level cache
-constexpr int64_t kAhead = 32;        // rows of a panel that are fetched ahead
-
-// sums[kRows][32] += x[kRows][depth] w[depth][32]
-template <int kRows>
-void add_rows(const float* x, int64_t stride, const float* w, int64_t depth, float* sums) {
-  __m512 low[kRows], high[kRows];
-  for (int i = 0; i < kRows; ++i) low[i] = _mm512_load_ps(sums + i * kPanel), high[i] = _mm512_load_ps(sums + i * kPanel + 16);
-  for (int64_t at = 0; at < depth; ++at, w += kPanel) {
-    const __m512 w0 = _mm512_load_ps(w), w1 = _mm512_load_ps(w + 16);
-    _mm_prefetch(w + kAhead * kPanel, _MM_HINT_T0);
-    _mm_prefetch(w + kAhead * kPanel + 16, _MM_HINT_T0);
-#pragma GCC unroll 14
-    for (int i = 0; i < kRows; ++i) {
-      const __m512 v = _mm512_set1_ps(x[i * stride + at]);
-      low[i] = _mm512_fmadd_ps(v, w0, low[i]);
-      high[i] = _mm512_fmadd_ps(v, w1, high[i]);
-    }
-  }
-  for (int i = 0; i < kRows; ++i) _mm512_store_ps(sums + i * kPanel, low[i]), _mm512_store_ps(sums + i * kPanel + 16, high[i]);
-}
-
-using AddRows = void (*)(const float*, int64_t, const float*, int64_t, float*);
-
-template <size_t... kIndex>
-constexpr std::array<AddRows, sizeof...(kIndex)> add_rows_table(std::index_sequence<kIndex...>) {
-  return {add_rows<kIndex + 1>...};
-}
-constexpr auto kAddRows = add_rows_table(std::make_index_sequence<kMostRows>());
+constexpr int64_t kWideDepth = 256;  // k of a pass in float32: 32 columns of W, 32 KiB, stay in the first-level cache
+constexpr int64_t kDepth = 512;      // and in bfloat16
 
 struct Result {
   void* data;
@@ -63,23 +29,18 @@ struct Result {
   }
 };
 
+// --- float32: fused multiply-adds
+
 void panel_float32(const float* x, int64_t stride, const float* w, int64_t k, int64_t column, const Result& y) {
   float* sums = static_cast<float*>(scratch<40>(y.rows * kPanel * sizeof(float)));
   std::fill(sums, sums + y.rows * kPanel, 0.0f);
-  const int64_t blocks = ceil_div(y.rows, kMostRows), most = ceil_div(y.rows, blocks);
   for (int64_t at = 0; at < k; at += kWideDepth) {
-    const int64_t depth = std::min(kWideDepth, k - at);
-    for (int64_t row = 0; row < y.rows; row += most) {
-      kAddRows[std::min(most, y.rows - row) - 1](x + row * stride + at, stride, w + at * kPanel, depth,
-                                                 sums + row * kPanel);
-    }
+    add_product<true>(x + at, stride, y.rows, w + at * kPanel, std::min(kWideDepth, k - at), sums);
   }
   y.write(sums, 0, column, y.rows).some(y.rows);
 }
 
 // --- bfloat16: tiles
-
-constexpr int64_t kDepth = 512;  // k of a pass: 32 columns of W, 32 KiB, stay in the first-level cache
 
 // X as bfloat16 where tiles are loaded from.
 struct TileRows {

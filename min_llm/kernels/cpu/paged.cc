@@ -1,0 +1,248 @@
+// Attention of tokens over the pages of their sequences (kernels/attention/paged.py), read where they lie.
+//
+// A unit is a decoding token or a block of 16 tokens of one sequence; a task is a unit and a key-value head, with all
+// query heads that share it. Keys are taken kKeys at a time, cut at multiples of kKeys counted from the sequence's
+// beginning, with an online softmax over these pieces (Milakov and Gimelshein 2018). What a query does not see adds
+// zeros, which change no bit: a query's result does not depend on the unit it comes in, or on the call.
+#include <cmath>
+
+#include "fma.h"
+#include "pool.h"
+#include "team.h"
+#include "vector.h"
+
+namespace min_llm {
+namespace {
+
+constexpr int64_t kKeys = 64;
+constexpr int64_t kPanels = kKeys / kPanel;
+constexpr int64_t kUnit = 16;         // tokens of a block
+constexpr float kNothing = -1e30f;    // the largest score of a query that has seen no key yet
+
+struct Call {
+  int64_t heads, groups, depth, page, max_pages, window, singles, units;
+  bool wide, wide_q;          // the pools are float32; the queries and the result
+  const char *keys, *values;  // of this layer
+  const int32_t *tables, *row, *index;
+  const void* q;
+  void* out;
+
+  int64_t size() const { return depth * (wide ? 4 : 2); }  // bytes of a key of one head
+  int64_t shared() const { return heads / groups; }
+  int64_t first_token(int64_t unit) const { return unit < singles ? unit : singles + (unit - singles) * kUnit; }
+  int64_t tokens(int64_t unit) const { return unit < singles ? 1 : kUnit; }
+
+  // The first key that a query at place `index` sees.
+  int64_t first_key(int64_t index) const { return window ? std::max<int64_t>(0, index - window + 1) : 0; }
+};
+
+// The keys that some token of a unit sees: [from, to).
+struct Range {
+  int64_t from = 0, to = 0;
+};
+
+Range seen(const Call& call, int64_t unit) {
+  Range range;
+  const int32_t* index = call.index + call.first_token(unit);
+  for (int64_t i = 0; i < call.tokens(unit); ++i) {
+    if (index[i] < 0) continue;
+    const int64_t from = call.first_key(index[i]);
+    range.from = range.to == 0 ? from : std::min(range.from, from);
+    range.to = std::max<int64_t>(range.to, index[i] + 1);
+  }
+  return range;
+}
+
+template <bool kWide>
+__m512 load16(const void* data, int64_t at, __mmask16 mask) {
+  if constexpr (kWide) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + at);
+  return load_bf16(static_cast<const bf16*>(data) + at, mask);
+}
+
+// Where `n` keys of a sequence, from place `from` on, begin in a layer of a pool: bytes, of its first head.
+void find(const Call& call, const int32_t* table, int64_t from, int64_t n, int64_t* to) {
+  int64_t page = from / call.page, place = from % call.page;
+  for (int64_t i = 0; i < n; ++i, ++place) {
+    if (place == call.page) ++page, place = 0;
+    to[i] = (table[page] * call.page + place) * call.groups * call.size();
+  }
+}
+
+// 16 keys, turned: to[number][32]. Of those before `first` or from `end` on a neighbour is taken, which nobody sees there.
+template <bool kWide>
+void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
+  for (int64_t at = 0; at < depth; at += 16, to += 16 * kPanel) {
+    __m512i r[16];
+    const int64_t numbers = std::min<int64_t>(16, depth - at);
+    for (int64_t i = 0; i < 16; ++i) {
+      const char* key = keys + places[std::clamp(i, first, end - 1)];
+      r[i] = _mm512_castps_si512(load16<kWide>(key, at, first16(numbers)));
+    }
+    transpose16(r);
+    for (int64_t i = 0; i < numbers; ++i) _mm512_store_si512(to + i * kPanel, r[i]);
+  }
+}
+
+// Values [first, end) side by side: to[columns][kKeys][32], with zeros beyond depth.
+template <bool kWide>
+void gather(const char* values, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
+  for (int64_t at = 0; at < depth; at += kPanel, to += kKeys * kPanel) {
+    const __mmask16 low = first16(depth - at), high = first16(depth - at - 16);
+    for (int64_t key = first; key < end; ++key) {
+      _mm512_store_ps(to + key * kPanel, load16<kWide>(values + places[key], at, low));
+      _mm512_store_ps(to + key * kPanel + 16, load16<kWide>(values + places[key], at + 16, high));
+    }
+  }
+}
+
+void fetch(const char* data, int64_t size) {
+  for (int64_t line = 0; line < size; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
+}
+
+template <bool kWide>
+void attend(const Call& call, int64_t unit, int64_t group) {
+  const int64_t depth = call.depth, shared = call.shared(), tokens = call.tokens(unit), token = call.first_token(unit);
+  const int64_t rows = tokens * shared, columns = ceil_div(depth, kPanel);
+  const Range range = seen(call, unit);
+  const int32_t* table = call.tables + call.row[token] * call.max_pages;
+  const char *keys = call.keys + group * call.size(), *values = call.values + group * call.size();
+  int64_t places[kKeys], next[kKeys];
+
+  float* queries = static_cast<float*>(scratch<50>((rows * depth + 16) * sizeof(float)));  // [rows][depth], scaled
+  float* turned = static_cast<float*>(scratch<51>(kKeys * depth * sizeof(float)));         // Kᵀ: [panels][depth][32]
+  float* straight = static_cast<float*>(scratch<52>(kKeys * columns * kPanel * sizeof(float)));  // V: [columns][kKeys][32]
+  float* weights = static_cast<float*>(scratch<53>(rows * kKeys * sizeof(float)));         // [panels][rows][32]
+  float* sums = static_cast<float*>(scratch<54>(rows * columns * kPanel * sizeof(float)));  // [columns][rows][32]
+  float* largest = static_cast<float*>(scratch<55>(2 * rows * sizeof(float)));
+  float* total = largest + rows;
+  std::fill(sums, sums + rows * columns * kPanel, 0.0f);
+  std::fill(largest, largest + rows, kNothing);
+  std::fill(total, total + rows, 0.0f);
+
+  const __m512 scale = _mm512_set1_ps(1 / std::sqrt(static_cast<float>(depth)));
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t from = ((token + row / shared) * call.heads + group * shared + row % shared) * depth;
+    for (int64_t at = 0; at < depth; at += 16) {
+      const __mmask16 mask = first16(depth - at);
+      const __m512 x = (call.wide_q ? load16<true> : load16<false>)(call.q, from + at, mask);
+      _mm512_mask_storeu_ps(queries + row * depth + at, mask, _mm512_mul_ps(x, scale));
+    }
+  }
+
+  int64_t from = range.from / kKeys * kKeys;
+  find(call, table, range.from, std::min(from + kKeys, range.to) - range.from, next + range.from - from);
+  for (; from < range.to; from += kKeys) {
+    const int64_t first = std::max<int64_t>(0, range.from - from), end = std::min(kKeys, range.to - from);
+    const int64_t end_next = std::min(kKeys, range.to - from - end);
+    std::copy(next + first, next + end, places + first);
+    find(call, table, from + end, end_next, next);
+    for (int64_t key = 0; key < end_next; ++key) fetch(keys + next[key], call.size());
+    for (int64_t key = first / 16 * 16; key < end; key += 16) {
+      float* to = turned + key / kPanel * depth * kPanel + key % kPanel;
+      turn<kWide>(keys, places + key, first - key, std::min<int64_t>(16, end - key), depth, to);
+    }
+    for (int64_t key = 0; key < end_next; ++key) fetch(values + next[key], call.size());
+    gather<kWide>(values, places, first, end, depth, straight);
+    std::fill(weights, weights + rows * kKeys, 0.0f);
+    for (int64_t key = first / kPanel * kPanel; key < end; key += kPanel) {
+      add_product<false>(queries, depth, rows, turned + key * depth, depth, weights + key * rows);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t index = call.index[token + row / shared], first_key = call.first_key(index);
+      __m512 score[kKeys / 16], top = _mm512_set1_ps(largest[row]);
+      __mmask16 visible[kKeys / 16];
+      for (int64_t j = 0; j < kKeys / 16; ++j) {
+        const int64_t key = from + 16 * j;
+        visible[j] = first16(index + 1 - key) & ~first16(first_key - key);
+        score[j] = _mm512_load_ps(weights + (j / 2 * rows + row) * kPanel + j % 2 * 16);
+        top = _mm512_mask_max_ps(top, visible[j], top, score[j]);
+      }
+      const __m512 now = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t j = 0; j < kKeys / 16; ++j) {
+        const __m512 x = _mm512_max_ps(_mm512_sub_ps(score[j], now), _mm512_set1_ps(-200));
+        const __m512 weight = _mm512_maskz_mov_ps(visible[j], exp16(x));
+        _mm512_store_ps(weights + (j / 2 * rows + row) * kPanel + j % 2 * 16, weight);
+        sum = _mm512_add_ps(sum, weight);
+      }
+      const __m512 kept = exp16(_mm512_max_ps(_mm512_sub_ps(_mm512_set1_ps(largest[row]), now), _mm512_set1_ps(-200)));
+      largest[row] = _mm512_cvtss_f32(now);
+      total[row] = total[row] * _mm512_cvtss_f32(kept) + _mm512_reduce_add_ps(sum);
+      for (int64_t c = 0; c < columns; ++c) {
+        float* part = sums + (c * rows + row) * kPanel;
+        _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), kept));
+        _mm512_store_ps(part + 16, _mm512_mul_ps(_mm512_load_ps(part + 16), kept));
+      }
+    }
+    for (int64_t panel = first / kPanel * kPanel; panel < end; panel += kPanel) {
+      const int64_t key = std::max(first, panel), n = std::min(panel + kPanel, end) - key;
+      for (int64_t c = 0; c < columns; ++c) {
+        add_product<false>(weights + panel * rows + key - panel, kPanel, rows, straight + (c * kKeys + key) * kPanel, n,
+                           sums + c * rows * kPanel);
+      }
+    }
+  }
+
+  for (int64_t row = 0; row < rows; ++row) {
+    const __m512 inverse = _mm512_set1_ps(total[row] > 0 ? 1 / total[row] : 0);
+    const int64_t to = ((token + row / shared) * call.heads + group * shared + row % shared) * depth;
+    for (int64_t at = 0; at < depth; at += 16) {
+      const __m512 sum = _mm512_load_ps(sums + (at / kPanel * rows + row) * kPanel + at % kPanel);
+      const __m512 x = _mm512_fmadd_ps(sum, inverse, _mm512_setzero_ps());  // + 0: a zero has no sign
+      if (call.wide_q) {
+        _mm512_mask_storeu_ps(static_cast<float*>(call.out) + to + at, first16(depth - at), x);
+      } else {
+        store_bf16(static_cast<bf16*>(call.out) + to + at, x, first16(depth - at));
+      }
+    }
+  }
+}
+
+ffi::Error paged(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
+                 ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> tables, ffi::Buffer<ffi::S32> row,
+                 ffi::Buffer<ffi::S32> index, ffi::Result<ffi::AnyBuffer> out, int64_t window, int64_t singles) {
+  const auto shape = keys.dimensions();  // [layers, pages, page, groups, depth]
+  const bool wide = keys.element_type() == ffi::F32;
+  const int64_t tokens = q.dimensions()[0], groups = shape[3], depth = shape[4];
+  const int64_t layer_bytes = shape[1] * shape[2] * groups * depth * (wide ? 4 : 2);
+  const int64_t skip = std::clamp<int64_t>(*layer.typed_data(), 0, shape[0] - 1) * layer_bytes;
+  const Call call{q.dimensions()[1], groups, depth, shape[2], tables.dimensions()[1], window, singles,
+                  singles + (tokens - singles) / kUnit, wide, q.element_type() == ffi::F32,
+                  static_cast<const char*>(keys.untyped_data()) + skip,
+                  static_cast<const char*>(values.untyped_data()) + skip, tables.typed_data(), row.typed_data(),
+                  index.typed_data(), q.untyped_data(), out->untyped_data()};
+  int64_t work = 0;  // pairs of a unit and a key
+  for (int64_t unit = 0; unit < call.units; ++unit) {
+    const Range range = seen(call, unit);
+    work += (range.to - range.from) * call.tokens(unit);
+  }
+  constexpr int64_t kAlone = 1 << 15;  // multiplications, some microseconds: no other thread is asked
+  const auto task = [&](int64_t i) {
+    (wide ? attend<true> : attend<false>)(call, call.units - 1 - i / groups, i % groups);  // blocks, which take longest, come first
+  };
+  const int64_t tasks = call.units * groups;
+  if (work * call.heads * depth < kAlone) {
+    for (int64_t i = 0; i < tasks; ++i) task(i);
+  } else {
+    Team::get(pool.num_threads()).run(tasks, task);
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_paged, paged,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("window")
+                                  .Attr<int64_t>("singles"));
+
+}  // namespace min_llm
