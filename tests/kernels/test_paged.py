@@ -148,3 +148,9 @@ def test_best_is_the_kernel_where_it_runs(monkeypatch):
     for there, implementation in ((True, paged.cpu), (False, paged.xla)):
         monkeypatch.setattr(cpu, "available", lambda there=there: there)
         assert paged.best() is implementation
+
+
+def test_tokens_that_are_no_whole_blocks_are_refused():
+    pool = Pool(SHAPES[0], "float32")
+    with pytest.raises(ValueError, match="20 tokens are not 3 and blocks of 16"):
+        pool.call(paged.cpu, pool.queries(20), np.zeros(20, int), np.zeros(20, int), None, 3)

@@ -57,6 +57,8 @@ def cpu(
     window: int | None, singles: int,
 ) -> Array:  # fmt: skip
     """In our kernel (kernels/cpu/paged.cc)."""
+    if (q.shape[0] - singles) % BLOCK:
+        raise ValueError(f"{q.shape[0]} tokens are not {singles} and blocks of {BLOCK}")
     integers = (jnp.asarray(x, jnp.int32) for x in (layer, tables, row, index))
     call = jax.ffi.ffi_call("min_llm_paged", jax.ShapeDtypeStruct(q.shape, q.dtype))
     return call(q, keys, values, *integers, window=np.int64(window or 0), singles=np.int64(singles))

@@ -15,7 +15,6 @@ namespace min_llm {
 namespace {
 
 constexpr int64_t kKeys = 64;
-constexpr int64_t kPanels = kKeys / kPanel;
 constexpr int64_t kUnit = 16;         // tokens of a block
 constexpr float kNothing = -1e30f;    // the largest score of a query that has seen no key yet
 
@@ -68,7 +67,8 @@ void find(const Call& call, const int32_t* table, int64_t from, int64_t n, int64
   }
 }
 
-// 16 keys, turned: to[number][32]. Of those before `first` or from `end` on a neighbour is taken, which nobody sees there.
+// 16 keys, turned: to[number][32]. In place of those before `first` or from `end` on, whose scores nobody uses, it takes a
+// neighbour.
 template <bool kWide>
 void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
   for (int64_t at = 0; at < depth; at += 16, to += 16 * kPanel) {
@@ -99,6 +99,32 @@ void fetch(const char* data, int64_t size) {
   for (int64_t line = 0; line < size; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
 }
 
+__m512 exp_of_negative(__m512 x) { return exp16(_mm512_max_ps(x, _mm512_set1_ps(-200))); }
+
+// Makes weights of a query's scores of kKeys keys, [panels] `stride` apart: exp(score - largest), 0 where it does not see
+// the key. Updates the largest score and the sum of all weights; returns the factor for what was summed before.
+__m512 weigh(float* scores, int64_t stride, Range visible, float& largest, float& total) {
+  constexpr int64_t kParts = kKeys / 16;
+  __m512 score[kParts], top = _mm512_set1_ps(largest);
+  __mmask16 mask[kParts];
+  for (int64_t j = 0; j < kParts; ++j) {
+    mask[j] = first16(visible.to - 16 * j) & ~first16(visible.from - 16 * j);
+    score[j] = _mm512_load_ps(scores + j / 2 * stride + j % 2 * 16);
+    top = _mm512_mask_max_ps(top, mask[j], top, score[j]);
+  }
+  const __m512 now = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t j = 0; j < kParts; ++j) {
+    const __m512 weight = _mm512_maskz_mov_ps(mask[j], exp_of_negative(_mm512_sub_ps(score[j], now)));
+    _mm512_store_ps(scores + j / 2 * stride + j % 2 * 16, weight);
+    sum = _mm512_add_ps(sum, weight);
+  }
+  const __m512 kept = exp_of_negative(_mm512_sub_ps(_mm512_set1_ps(largest), now));
+  largest = _mm512_cvtss_f32(now);
+  total = total * _mm512_cvtss_f32(kept) + _mm512_reduce_add_ps(sum);
+  return kept;
+}
+
 template <bool kWide>
 void attend(const Call& call, int64_t unit, int64_t group) {
   const int64_t depth = call.depth, shared = call.shared(), tokens = call.tokens(unit), token = call.first_token(unit);
@@ -110,7 +136,8 @@ void attend(const Call& call, int64_t unit, int64_t group) {
 
   float* queries = static_cast<float*>(scratch<50>((rows * depth + 16) * sizeof(float)));  // [rows][depth], scaled
   float* turned = static_cast<float*>(scratch<51>(kKeys * depth * sizeof(float)));         // Kᵀ: [panels][depth][32]
-  float* straight = static_cast<float*>(scratch<52>(kKeys * columns * kPanel * sizeof(float)));  // V: [columns][kKeys][32]
+  float* straight =  // V: [columns][kKeys][32]
+      static_cast<float*>(scratch<52>(kKeys * columns * kPanel * sizeof(float)));
   float* weights = static_cast<float*>(scratch<53>(rows * kKeys * sizeof(float)));         // [panels][rows][32]
   float* sums = static_cast<float*>(scratch<54>(rows * columns * kPanel * sizeof(float)));  // [columns][rows][32]
   float* largest = static_cast<float*>(scratch<55>(2 * rows * sizeof(float)));
@@ -148,26 +175,9 @@ void attend(const Call& call, int64_t unit, int64_t group) {
       add_product<false>(queries, depth, rows, turned + key * depth, depth, weights + key * rows);
     }
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t index = call.index[token + row / shared], first_key = call.first_key(index);
-      __m512 score[kKeys / 16], top = _mm512_set1_ps(largest[row]);
-      __mmask16 visible[kKeys / 16];
-      for (int64_t j = 0; j < kKeys / 16; ++j) {
-        const int64_t key = from + 16 * j;
-        visible[j] = first16(index + 1 - key) & ~first16(first_key - key);
-        score[j] = _mm512_load_ps(weights + (j / 2 * rows + row) * kPanel + j % 2 * 16);
-        top = _mm512_mask_max_ps(top, visible[j], top, score[j]);
-      }
-      const __m512 now = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-      __m512 sum = _mm512_setzero_ps();
-      for (int64_t j = 0; j < kKeys / 16; ++j) {
-        const __m512 x = _mm512_max_ps(_mm512_sub_ps(score[j], now), _mm512_set1_ps(-200));
-        const __m512 weight = _mm512_maskz_mov_ps(visible[j], exp16(x));
-        _mm512_store_ps(weights + (j / 2 * rows + row) * kPanel + j % 2 * 16, weight);
-        sum = _mm512_add_ps(sum, weight);
-      }
-      const __m512 kept = exp16(_mm512_max_ps(_mm512_sub_ps(_mm512_set1_ps(largest[row]), now), _mm512_set1_ps(-200)));
-      largest[row] = _mm512_cvtss_f32(now);
-      total[row] = total[row] * _mm512_cvtss_f32(kept) + _mm512_reduce_add_ps(sum);
+      const int64_t index = call.index[token + row / shared];
+      const Range visible{std::max<int64_t>(0, call.first_key(index) - from), index + 1 - from};
+      const __m512 kept = weigh(weights + row * kPanel, rows * kPanel, visible, largest[row], total[row]);
       for (int64_t c = 0; c < columns; ++c) {
         float* part = sums + (c * rows + row) * kPanel;
         _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), kept));

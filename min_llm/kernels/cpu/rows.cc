@@ -44,7 +44,7 @@ void panel_float32(const float* x, int64_t stride, const float* w, int64_t k, in
 
 // X as bfloat16 where tiles are loaded from.
 struct TileRows {
-  int64_t n, k;
+  int64_t k;
   const bf16* tiles = nullptr;  // strips of 32 rows (pack_a), or
   Operand in_place;             // row-major, at least as many rows as are read
 
@@ -133,7 +133,7 @@ void rows_bfloat16(Team& team, const ffi::AnyBuffer& x, int64_t k, const bf16* w
   const int64_t n = y.rows, steps = ceil_div(k, kStep), panel = steps * 2 * kTileSize;
   const Operand a{x.untyped_data(), k, false, x.element_type() == ffi::F32};
   const bool few = n <= kTile;
-  TileRows rows{n, k, nullptr, a};
+  TileRows rows{k, nullptr, a};
   if (a.wide || k % kStep != 0 || (!few && n % kBlock != 0)) {
     bf16* to = static_cast<bf16*>(scratch<44>(ceil_div(n, kBlock) * panel * sizeof(bf16)));
     if (few) {

@@ -43,7 +43,13 @@ class Team {
     }
     while (take()) {
     }
-    while (done_.load(std::memory_order_acquire) < n) _mm_pause();
+    for (int spins = 0; done_.load(std::memory_order_acquire) < n; ++spins) {
+      if (spins < 4096) {
+        _mm_pause();
+      } else {
+        std::this_thread::yield();  // a helper that has begun may be waiting for this very processor
+      }
+    }
   }
 
  private:
