@@ -67,8 +67,8 @@ void find(const Call& call, const int32_t* table, int64_t from, int64_t n, int64
   }
 }
 
-// 16 keys, turned: to[number][32]. In place of those before `first` or from `end` on, whose scores nobody uses, it takes a
-// neighbour.
+// 16 keys, turned: to[number][32]. In place of those before `first` or from `end` on, whose scores nobody uses, it takes
+// a neighbour.
 template <bool kWide>
 void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
   for (int64_t at = 0; at < depth; at += 16, to += 16 * kPanel) {
@@ -101,8 +101,8 @@ void fetch(const char* data, int64_t size) {
 
 __m512 exp_of_negative(__m512 x) { return exp16(_mm512_max_ps(x, _mm512_set1_ps(-200))); }
 
-// Makes weights of a query's scores of kKeys keys, [panels] `stride` apart: exp(score - largest), 0 where it does not see
-// the key. Updates the largest score and the sum of all weights; returns the factor for what was summed before.
+// Makes weights of a query's scores of kKeys keys, [panels] `stride` apart: exp(score - largest), 0 where it does not
+// see the key. Updates the largest score and the sum of all weights; returns the factor for what was summed before.
 __m512 weigh(float* scores, int64_t stride, Range visible, float& largest, float& total) {
   constexpr int64_t kParts = kKeys / 16;
   __m512 score[kParts], top = _mm512_set1_ps(largest);
@@ -187,8 +187,8 @@ void attend(const Call& call, int64_t unit, int64_t group) {
     for (int64_t panel = first / kPanel * kPanel; panel < end; panel += kPanel) {
       const int64_t key = std::max(first, panel), n = std::min(panel + kPanel, end) - key;
       for (int64_t c = 0; c < columns; ++c) {
-        add_product<false>(weights + panel * rows + key - panel, kPanel, rows, straight + (c * kKeys + key) * kPanel, n,
-                           sums + c * rows * kPanel);
+        const float* w = straight + (c * kKeys + key) * kPanel;
+        add_product<false>(weights + panel * rows + key - panel, kPanel, rows, w, n, sums + c * rows * kPanel);
       }
     }
   }
