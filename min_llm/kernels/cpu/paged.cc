@@ -67,8 +67,8 @@ void find(const Call& call, const int32_t* table, int64_t from, int64_t n, int64
   }
 }
 
-// 16 keys, turned: to[number][32]. In place of those before `first` or from `end` on, whose scores nobody uses, it takes
-// a neighbour.
+// 16 keys, turned: to[number][32]. It takes a neighbour in place of those before `first` or from `end` on, whose scores
+// nobody uses.
 template <bool kWide>
 void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
   for (int64_t at = 0; at < depth; at += 16, to += 16 * kPanel) {
@@ -228,7 +228,8 @@ ffi::Error paged(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ff
   }
   constexpr int64_t kAlone = 1 << 15;  // multiplications, some microseconds: no other thread is asked
   const auto task = [&](int64_t i) {
-    (wide ? attend<true> : attend<false>)(call, call.units - 1 - i / groups, i % groups);  // blocks, which take longest, come first
+    const int64_t unit = call.units - 1 - i / groups;  // blocks, which take longest, come first
+    (wide ? attend<true> : attend<false>)(call, unit, i % groups);
   };
   const int64_t tasks = call.units * groups;
   if (work * call.heads * depth < kAlone) {
