@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from min_llm.config import UserError, option
-from min_llm.infer import compiles, drawing, paged, step
+from min_llm.infer import compiles, drawing, paged, speculate, step
 from min_llm.infer.answer import Answer
 from min_llm.infer.choose import mixed
+from min_llm.infer.load import Loaded
 from min_llm.infer.pages import Pages, root
 from min_llm.infer.prepare import prepared
 from min_llm.infer.request import Output, Sampling, Token
@@ -31,6 +32,7 @@ from min_llm.infer.scheduler import Sequence as Text
 from min_llm.infer.text_stream import TextStream
 
 SMALLEST_CHUNK = 64  # a shape for short prompts beside the largest one
+MOST_GUESSES = 48  # of all answers together in a step
 FEWEST_ROWS = 8  # products of fewer rows are computed in another way by XLA, with other rounding
 
 
@@ -45,9 +47,13 @@ class EngineConfig:
     cache_bytes: int = option(2**30, "memory of the cache where cache_tokens is 0")
     model_len: int = option(0, "longest prompt and answer; 0: the model's context")
     prefix_cache: bool = option(True, "keep prompts for later requests that begin alike")
+    speculate: int = option(0, "tokens of an answer that are guessed for each step")
 
     def __post_init__(self) -> None:
-        if min(self.max_sequences, self.page_size, self.cache_bytes) < 1 or self.cache_tokens < 0:
+        if (
+            min(self.max_sequences, self.page_size, self.cache_bytes) < 1
+            or min(self.cache_tokens, self.speculate) < 0
+        ):
             raise UserError("max_sequences, page_size and cache_bytes must be at least 1.")
         if self.chunk < BLOCK or self.chunk % BLOCK:
             raise UserError(f"chunk is {self.chunk}; it must be a multiple of {BLOCK}.")
@@ -66,38 +72,35 @@ class Statistics:
     prompt_tokens: int
     generated_tokens: int
     preemptions: int
-    prefix_hits: int
+    prefix_hits: int  # prompt tokens that were not computed again
+    drafted: int  # guessed tokens that were checked
+    accepted: int
 
 
 class Engine:
     """One thread at a time may use it."""
 
-    def __init__(self, loaded: Any, config: EngineConfig = EngineConfig()) -> None:
-        """loaded: infer.load.Loaded. Compiles everything that it will ever run."""
-        self.config, self.cfg, self.runtime = config, loaded.cfg, loaded.runtime
-        self.tokenizer = loaded.tokenizer
+    def __init__(
+        self, loaded: Loaded, config: EngineConfig = EngineConfig(), draft: Loaded | None = None
+    ) -> None:
+        """Compiles everything that it will ever run. draft: a smaller model that guesses config.speculate tokens."""
+        self.config, self.cfg, self.tokenizer = config, loaded.cfg, loaded.tokenizer
         self.vocab = min(loaded.tokenizer.vocab_size, loaded.cfg.vocab_size)
         self.ends = frozenset(loaded.ends)
         size = config.page_size
-        per_page = paged.page_bytes(self.cfg, size, self.runtime.dtype)
         longest = min(config.model_len or self.cfg.max_seq_len, self.cfg.max_seq_len)
+        per_page = paged.page_bytes(self.cfg, size, loaded.runtime.dtype)
         total = config.cache_tokens // size or config.cache_bytes // per_page
         total = max(1, min(total, config.max_sequences * -(-longest // size)))
         self.model_len = min(longest, total * size)
         self._pages = Pages(total, size)
-        most = -(-config.max_sequences // FEWEST_ROWS) * FEWEST_ROWS
-        singles = {FEWEST_ROWS << i for i in range(8) if FEWEST_ROWS << i < most} | {most}
+        guesses = min(config.max_sequences * config.speculate, MOST_GUESSES)
+        most = -(-(config.max_sequences + guesses) // FEWEST_ROWS) * FEWEST_ROWS
         self._scheduler = Scheduler(self._pages, config.max_sequences, most, config.chunk)
-        self._program = step.Program(
-            prepared(loaded.params, self.cfg, self.runtime),
-            self.cfg,
-            self.runtime,
-            self.vocab,
-            self._pages,
-            (config.max_sequences, -(-self.model_len // size)),
-            sorted(singles),
-            sorted({min(SMALLEST_CHUNK, config.chunk), config.chunk}),
-        )
+        self._program = self._compiled(loaded, self._pages, most)
+        self._drafter: speculate.Drafter | None = None
+        if config.speculate:
+            self._drafter = self._draft(draft) if draft else speculate.Prompt()
         self._answers: dict[Text, Answer] = {}
         self._later: dict[
             Text, list[Answer]
@@ -105,9 +108,39 @@ class Engine:
         self._stash: list[Output] = []
         self._grammars: Any = None
         self._next = 0
-        self._steps = self._prompt_tokens = self._generated = 0
-        self._program.warm_up()
+        self._steps = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
         self._compiles = compiles.count()
+
+    def _compiled(self, loaded: Loaded, pages: Pages, most: int) -> step.Program:
+        """The steps of a model with up to `most` single rows."""
+        config = self.config
+        singles = {FEWEST_ROWS << i for i in range(8) if FEWEST_ROWS << i < most} | {most}
+        program = step.Program(
+            prepared(loaded.params, loaded.cfg, loaded.runtime),
+            loaded.cfg,
+            loaded.runtime,
+            self.vocab,
+            pages,
+            (config.max_sequences, -(-self.model_len // pages.size)),
+            sorted(singles),
+            sorted({min(SMALLEST_CHUNK, config.chunk), config.chunk}),
+        )
+        program.warm_up()
+        return program
+
+    def _draft(self, loaded: Loaded) -> speculate.Draft:
+        if loaded.tokenizer.fingerprint() != self.tokenizer.fingerprint():
+            raise UserError(f"{loaded.about} has another tokenizer; a draft model must have the same one.")
+        if loaded.cfg.max_seq_len < self.model_len:
+            raise UserError(
+                f"{loaded.about} has a context of {loaded.cfg.max_seq_len} tokens, less than the {self.model_len} of "
+                "the model that it drafts for. Give the engine a smaller model_len."
+            )
+        pages = Pages(self._pages.total, self._pages.size)
+        most = -(-self.config.max_sequences // FEWEST_ROWS) * FEWEST_ROWS
+        return speculate.draft(
+            self._compiled(loaded, pages, most), pages, self.config.max_sequences, self.config.chunk
+        )
 
     # -- requests
 
@@ -184,6 +217,8 @@ class Engine:
             generated_tokens=self._generated,
             preemptions=scheduler.preemptions,
             prefix_hits=scheduler.prefix_hits,
+            drafted=self._drafted,
+            accepted=self._accepted,
         )
 
     def run(self, requests: Sequence[tuple[Sequence[int], Sampling]]) -> Iterator[Output]:
@@ -202,7 +237,7 @@ class Engine:
             self.check(prompt, sampling)
         for prompt in prompts:
             answer = self._answer(-1, 0, list(map(int, prompt)), sampling, None, "")
-            answer.embedding = np.zeros(self.cfg.dim, np.float32)
+            answer.embedding = np.zeros(self._program.dim, np.float32)
             answer.sequence.fresh = True
             self._begin(answer)
             wanted.append(answer)
@@ -220,6 +255,7 @@ class Engine:
         return stash + self._step()
 
     def _step(self) -> list[Output]:
+        self._guess()
         plan = self._scheduler.plan()
         if not plan.parts:
             if self._answers:
@@ -230,6 +266,17 @@ class Engine:
         except Exception:
             self._recover()
             raise
+
+    def _guess(self) -> None:
+        """Drafts for answers that only lack their next token. What edits logits depends on each token before, so those
+        answers get none."""
+        if self._drafter is None:
+            return
+        running = [self._answers[s] for s in self._scheduler.running if s.missing == 1]
+        plain = [a for a in running if not a.edited and a.embedding is None]
+        self._drafter.propose(plain, self.config.speculate)
+        for answer in plain:
+            del answer.sequence.drafts[max(0, answer.most - answer.produced - 1) :]
 
     def _run(self, plan: Plan) -> list[Output]:
         logits, hidden, starts = self._program.run(plan)
@@ -263,6 +310,8 @@ class Engine:
             outputs.append(self._take(answer, token))
             if outputs[-1].finish is not None or i == len(drafts) or token.id != drafts[i]:
                 break
+        self._drafted += len(drafts)
+        self._accepted += len(outputs) - 1
         drafts.clear()
         self._generated += len(outputs)
         self._prompt_tokens += part.count - len(drawn)

@@ -67,10 +67,10 @@ class Plan:
 
 
 class Scheduler:
-    def __init__(self, pages: Pages, rows: int, singles: int, chunk: int) -> None:
+    def __init__(self, pages: Pages, rows: int, singles: int, chunk: int, keep: bool = True) -> None:
         """rows: sequences that run at once. singles: single tokens of a step, at least as many; what is left is for
-        drafts. chunk: tokens of a step in BLOCKs."""
-        self.pages, self.singles, self.chunk = pages, singles, chunk
+        drafts. chunk: tokens of a step in BLOCKs. keep: let full pages be found by others."""
+        self.pages, self.singles, self.chunk, self._keep = pages, singles, chunk, keep
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
         self._free_rows = list(range(rows - 1, -1, -1))
@@ -123,7 +123,7 @@ class Scheduler:
         sequence = part.sequence
         sequence.computed = part.start + accepted
         size = self.pages.size
-        while (len(sequence.digests) + 1) * size <= sequence.computed:
+        while self._keep and (len(sequence.digests) + 1) * size <= sequence.computed:
             i = len(sequence.digests)
             parent = sequence.digests[-1] if i else sequence.root
             tokens = sequence.tokens[i * size : (i + 1) * size]

@@ -130,6 +130,11 @@ class Program:
         self._tables = np.zeros(tables, np.int32)
         self.empty()
 
+    @property
+    def dim(self) -> int:
+        """Of the hidden states."""
+        return int(self._cfg.dim)  # type: ignore[attr-defined]
+
     def empty(self) -> None:
         """Forget what the pages hold."""
         self._keys, self._values = paged.pool(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -291,3 +292,49 @@ def test_what_can_never_be_served_is_refused(prompt, fields, message):
     with pytest.raises(UserError, match=message):
         engine().add(prompt, Sampling(**fields))
     assert not engine().busy
+
+
+def speculative(draft=None, dtype="float32"):
+    """An engine that guesses four tokens, from the prompt or by a draft model."""
+    one = Loaded("llama", CASES["llama"], weights("llama"), Runtime(dtype=dtype), Bytes())
+    config = dataclasses.replace(SMALL, speculate=4, cache_tokens=120)
+    return Engine(one, config, draft)
+
+
+def noisy(scale):
+    """The model itself with some noise: a draft that is often right."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda w: np.float32(w + scale * rng.normal(size=np.shape(w))), weights("llama"))
+
+
+@pytest.mark.parametrize("scale", [None, 0.0, 0.01, 10.0])
+def test_speculation_changes_no_token(scale):
+    """From the prompt, by the model itself, by one that is often right, by one that never is."""
+    draft = scale is not None and Loaded("d", CASES["llama"], noisy(scale), Runtime(), Bytes())
+    engine()  # compiled before the other one counts
+    one = speculative(draft or None)
+    repeats = [
+        ([*p, *p, *p], s) for p in prompts(6, 3, seed=2) for s in (GREEDY, Sampling(seed=4, max_tokens=12))
+    ]
+    repeats += [
+        (p, Sampling(temperature=2.0, top_k=9, seed=1, max_tokens=20)) for p in prompts(30, 2, 17, seed=1)
+    ]
+    repeats += [(p, dataclasses.replace(GREEDY, max_tokens=50)) for p in prompts(4, 2, 3, seed=2)]
+    repeats += [(prompts(5)[0], Sampling(temperature=0, presence_penalty=1.0, max_tokens=9))]
+    plain, _ = answers(engine(), repeats)
+    assert answers(one, repeats)[0] == plain
+    s = one.statistics()
+    rate = s.accepted / s.drafted
+    assert s.compiles == 0 and {None: rate < 1, 0.0: rate == 1, 0.01: 0.2 < rate < 1, 10.0: rate < 0.1}[scale]
+
+
+def test_a_draft_model_must_fit():
+    other = dataclasses.replace(LLAMA, vocab_size=VOCAB, max_seq_len=32)
+    with pytest.raises(UserError, match="context of 32"):
+        speculative(Loaded("d", other, random_weights(other), Runtime(), Bytes()))
+    with pytest.raises(UserError, match="another tokenizer"):
+        speculative(
+            Loaded(
+                "d", LLAMA, random_weights(LLAMA), Runtime(), Bytes(special_tokens=(), end_of_document=None)
+            )
+        )
