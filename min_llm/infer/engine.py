@@ -25,7 +25,6 @@ from min_llm.infer.answer import Answer
 from min_llm.infer.choose import mixed
 from min_llm.infer.load import Loaded
 from min_llm.infer.pages import Pages, root
-from min_llm.infer.prepare import prepared
 from min_llm.infer.request import Output, Sampling, Token
 from min_llm.infer.scheduler import BLOCK, Part, Plan, Scheduler
 from min_llm.infer.scheduler import Sequence as Text
@@ -116,7 +115,7 @@ class Engine:
         config = self.config
         singles = {FEWEST_ROWS << i for i in range(8) if FEWEST_ROWS << i < most} | {most}
         program = step.Program(
-            prepared(loaded.params, loaded.cfg, loaded.runtime),
+            loaded.params,
             loaded.cfg,
             loaded.runtime,
             self.vocab,

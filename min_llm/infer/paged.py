@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from min_llm.infer.pages import TRASH
 from min_llm.kernels.attention import paged
+from min_llm.kernels.mask import Mask
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
@@ -34,19 +35,21 @@ class PagedCache:
     index: Int[Array, " t"]
     singles: int = dataclasses.field(metadata={"static": True})
 
-    def mask(self, batch: Batch, window: int | None) -> int | None:
+    def mask(self, batch: Batch, window: int | None) -> Mask:
         """The window is all that a layer does not find in the cache itself."""
-        return window
+        return Mask(window=window)
 
     def attend(
-        self, layer: Any, q: Array, k: Array, v: Array, mask: Any, runtime: Runtime
+        self, layer: Any, q: Array, k: Array, v: Array, mask: Mask, runtime: Runtime
     ) -> tuple[Array, PagedCache]:
         size = self.keys.shape[2]
         at = jnp.maximum(self.index, 0)
         page = jnp.where(self.index < 0, TRASH, self.tables[self.row, at // size])
         keys = self.keys.at[layer, page, at % size].set(k[0].astype(self.keys.dtype))
         values = self.values.at[layer, page, at % size].set(v[0].astype(self.values.dtype))
-        out = paged.best()(q[0], keys, values, layer, self.tables, self.row, self.index, mask, self.singles)
+        out = paged.best()(
+            q[0], keys, values, layer, self.tables, self.row, self.index, mask.window, self.singles
+        )
         return out[None], dataclasses.replace(self, keys=keys, values=values)
 
 

@@ -13,8 +13,7 @@ import dataclasses
 from collections import deque
 
 from min_llm.infer.pages import Pages
-
-BLOCK = 16  # tokens of a chunk that belong to one sequence (kernels/attention/paged.py)
+from min_llm.kernels.attention.paged import BLOCK  # tokens of a chunk that belong to one sequence
 
 
 @dataclasses.dataclass(eq=False)

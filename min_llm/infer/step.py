@@ -17,6 +17,7 @@ from min_llm import models
 from min_llm.infer import choose, drawing, paged
 from min_llm.infer.paged import PagedCache
 from min_llm.infer.pages import TRASH, Pages
+from min_llm.infer.prepare import prepared
 from min_llm.infer.request import MOST_TOPS
 from min_llm.infer.scheduler import BLOCK, Plan
 from min_llm.models import ModelConfig
@@ -73,6 +74,7 @@ def lay_out(plan: Plan, singles: int, chunk: int) -> tuple[Layout, list[int]]:
 )
 def forward(
     params: Any,
+    head: Any,
     keys: Array,
     values: Array,
     tables: Int[Array, "r m"],
@@ -90,7 +92,7 @@ def forward(
     at = jnp.maximum(index, 0)[None]
     batch = Batch(tokens[None], positions=at, index=at)
     hidden, cache = models.forward(params, cfg, batch, runtime, cache)
-    logits = unembed(hidden[:, sample_at], models.of(cfg).head(params))[0, :, :vocab]
+    logits = unembed(hidden[:, sample_at], head)[0, :, :vocab]
     return logits, hidden[0], cache.keys, cache.values
 
 
@@ -102,18 +104,12 @@ def copy_pages(
     return keys.at[:, target].set(keys[:, source]), values.at[:, target].set(values[:, source])
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "vocab", "k"))
+@functools.partial(jax.jit, static_argnames=("vocab", "k"))
 def score(
-    params: Any,
-    hidden: Float[Array, "t d"],
-    targets: Int[Array, " t"],
-    *,
-    cfg: ModelConfig,
-    vocab: int,
-    k: int,
+    head: Any, hidden: Float[Array, "t d"], targets: Int[Array, " t"], *, vocab: int, k: int
 ) -> tuple[Float[Array, " t"], Int[Array, "t k"], Float[Array, "t k"]]:
     """Log-probabilities of given next tokens, and of the k likeliest ones."""
-    logits = unembed(hidden[None], models.of(cfg).head(params))[0, :, :vocab]
+    logits = unembed(hidden[None], head)[0, :, :vocab]
     return choose.logprobs(logits, targets[:, None])[:, 0], *choose.tops(logits, k)
 
 
@@ -124,7 +120,7 @@ class Program:
         self, params: Any, cfg: ModelConfig, runtime: Runtime, vocab: int, pages: Pages, tables: tuple[int, int],
         singles: Sequence[int], chunks: Sequence[int],
     ) -> None:  # fmt: skip
-        self.params, self.vocab = params, vocab
+        (self._params, self._head), self.vocab = prepared(params, cfg, runtime), vocab
         self._cfg, self._runtime, self._pages = cfg, runtime, pages
         self._singles, self._chunks = sorted(singles), sorted(chunks)
         self._tables = np.zeros(tables, np.int32)
@@ -155,7 +151,7 @@ class Program:
     def score(self, hidden: Array, targets: np.ndarray, k: int) -> list[np.ndarray]:
         """`score` of the last step's hidden states, for k up to 1 or up to MOST_TOPS."""
         most = 1 if k <= 1 else MOST_TOPS
-        out = score(self.params, hidden, targets, cfg=self._cfg, vocab=self.vocab, k=most)
+        out = score(self._head, hidden, targets, vocab=self.vocab, k=most)
         return [np.asarray(a) for a in out]
 
     def warm_up(self) -> None:
@@ -182,7 +178,7 @@ class Program:
     def _forward(self, layout: Layout) -> tuple[Array, Array]:
         places = np.stack([layout.tokens, layout.row, layout.index])
         logits, hidden, self._keys, self._values = forward(
-            self.params, self._keys, self._values, self._tables, places, layout.sample_at,
+            self._params, self._head, self._keys, self._values, self._tables, places, layout.sample_at,
             cfg=self._cfg, runtime=self._runtime, singles=layout.singles, vocab=self.vocab,
         )  # fmt: skip
         return logits, hidden

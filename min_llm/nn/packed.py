@@ -44,4 +44,5 @@ def pack(w: Array, dtype: DTypeLike, contracted: int = 1, stacked: bool = True) 
 
 def apart(stack: Layer, n: int) -> tuple[Layer, ...]:
     """A stack of n layers as n stacks of one, which `nn.layers.run_layers` takes as well."""
-    return tuple(jax.tree.map(lambda x, i=i: x[i : i + 1], stack) for i in range(n))
+    cut = jax.jit(lambda stack: tuple(jax.tree.map(lambda x, i=i: x[i : i + 1], stack) for i in range(n)))
+    return cut(stack)
