@@ -105,9 +105,9 @@ def test_kept_by_hand(sampling, want):
 
 
 def test_a_threshold_is_exact_among_neighbouring_floats():
-    """A hundred consecutive floats in random order: top_k cuts between two of them."""
-    floats = np.array([3.0], np.float32).view(np.int32) + np.random.default_rng(0).permutation(100)
-    logits = floats.astype(np.int32).view(np.float32) - np.float32(3)  # exact
-    for k in (1, 37, 99):
+    """Distances that are a hundred consecutive floats, in random order: top_k cuts between two of them."""
+    floats = np.float32(3).view(np.int32) + np.random.default_rng(0).permutation(100).astype(np.int32)
+    logits = np.append(-floats.view(np.float32), np.float32(0))
+    for k in (2, 37, 99):
         want = set(np.argsort(-logits)[:k].tolist())
         assert left(logits, Sampling(top_k=k)) == want
