@@ -180,17 +180,29 @@ def test_the_first_of_equal_logits_is_the_greedy_token(scale):
     assert run(logits, choose.rows([GREEDY] * 2, [0, 1], [0, 0], 2))[0].tolist() == [1, 1]
 
 
+def tree(weights, axis):
+    """Running sums in the order of a parallel scan, where adding a zero can change a sum."""
+    return jax.lax.associative_scan(jnp.add, weights, axis=axis)
+
+
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
-def test_no_token_of_weight_0_is_picked(density):
-    """Uniforms at both ends and at every edge between two columns, where roundings could reach a column of zeros."""
+@pytest.mark.parametrize("running", [jnp.cumsum, tree])
+def test_no_token_of_weight_0_is_picked(running, density, monkeypatch):
+    """Uniforms at both ends and around every edge between columns, where roundings could reach a column of zeros."""
+    monkeypatch.setattr(jnp, "cumsum", running)
+    pick = jax.jit(lambda weights, uniforms: choose.pick(weights, uniforms))
     rng = np.random.default_rng(0)
-    weights = np.where(rng.random((2, 256)) < density, rng.lognormal(0, 3, (2, 256)), 0).astype(np.float32)
-    sums = np.asarray(jnp.cumsum(weights.sum(0)))
-    edges = np.minimum(sums / sums.max(), np.float32(1 - 2**-24))
-    edges = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.float32([0, 1 - 2**-24])])
-    for within in (0, 0.5, 1 - 2**-24):
-        uniforms = np.stack([edges, np.full_like(edges, within)], 1)
-        tokens = picked(np.broadcast_to(weights.reshape(-1), (len(edges), 512)), uniforms)
+    for _ in range(20):
+        weights = np.where(rng.random((2, 256)) < density, rng.lognormal(0, 3, (2, 256)), 0).astype(
+            np.float32
+        )
+        sums = np.asarray(running(jnp.asarray(weights.sum(0)), 0))
+        bits = (sums / sums.max()).view(np.int32)[:, None] + np.arange(-3, 4, dtype=np.int32)
+        edges = np.clip(bits.view(np.float32).ravel(), None, np.float32(1 - 2**-24))
+        edges = np.concatenate([edges[edges >= 0], np.float32([0, 1 - 2**-24])])
+        edges = np.resize(edges, 256 * 7 + 2)  # one shape
+        uniforms = np.stack([edges, np.full_like(edges, 0.5)], 1)
+        tokens = pick(np.broadcast_to(weights.reshape(-1), (len(edges), 512)), uniforms)
         assert np.all(weights.reshape(-1)[tokens] > 0)
 
 
