@@ -89,6 +89,11 @@ class Answer:
     def fold(self, index: int, parts: list[Chunk]) -> Chunk:
         raise NotImplementedError
 
+    def reason(self, output: Output) -> str | int | None:
+        """vLLM's field: which of the stops that were asked for ended a choice; not the model's own end."""
+        by = output.stopped_by
+        return by if isinstance(by, str) or by in self.asked.sampling.stop_ids else None
+
     def told(self, number: int) -> dict[str, Any]:
         """vLLM's field for the log-probabilities of a prompt, where they were asked for."""
         if self.asked.sampling.prompt_logprobs is None:
@@ -144,7 +149,7 @@ class Chat(Answer):
             calls = index in self.called and output.finish == "stop"
             made[-1] |= {
                 "finish_reason": "tool_calls" if calls else output.finish,
-                "stop_reason": output.stopped_by,
+                "stop_reason": self.reason(output),
             }
         return made
 
@@ -252,7 +257,7 @@ class Completion(Answer):
                 "text": text,
                 "logprobs": None if tops is None else spell.legacy(self.spelling[index], tokens, tops),
                 "finish_reason": output.finish,
-                "stop_reason": output.stopped_by,
+                "stop_reason": self.reason(output),
             }
         ]
 
