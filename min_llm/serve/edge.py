@@ -81,7 +81,7 @@ class Record:
             self.metrics.duration.observe(took)
             self.metrics.requests.labels(path if path in self.paths else "other", str(status)).inc()
             if not path.startswith(("/health/", "/metrics")):
-                reporter().info(f"{scope['method']} {one_line(path)} {status} {took:.3f} s")
+                reporter().info(f"{one_line(scope['method'])} {one_line(path)} {status} {took:.3f} s")
 
 
 def one_line(text: str) -> str:

@@ -48,7 +48,7 @@ def dumps(value: Any) -> str:
 
 def overloaded(waiting: int) -> Refused:
     return Refused(
-        f"The server is busy: {waiting} answers wait to begin. Try again later.",
+        f"The server is busy: {waiting} others wait. Try again later.",
         status=429,
         code="queue_full",
         headers={"Retry-After": "1"},

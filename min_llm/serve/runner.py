@@ -90,9 +90,11 @@ class Runner:
         return "The server is shutting down." if self.draining else None
 
     async def call(self, function: Callable[[], T]) -> T:
-        """The result of a function called by the engine's thread, between two steps."""
+        """The result of a function called by the engine's thread, between two steps. Raises Refused when full."""
         if why := self.trouble():
             raise unavailable(why)
+        if len(self._calls) >= self.max_queue:
+            raise overloaded(len(self._calls))
         return await self._call(function, lambda _: None)
 
     async def open(self, jobs: Sequence[Job]) -> Stream:
@@ -107,9 +109,7 @@ class Runner:
         def added(requests: list[int]) -> None:
             stream.requests = {request: number for number, request in enumerate(requests)}
             self._requests |= dict.fromkeys(requests, stream)
-            if (
-                stream.closed or not stream.unfinished
-            ):  # the client has gone, or everything was aborted, meanwhile
+            if stream.closed or not stream.unfinished:  # meanwhile the client has gone, or all was aborted
                 self.forget(stream)
 
         try:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from min_llm.config import UserError
+from min_llm.infer.request import Sampling
 from min_llm.infer.text import prompt_tokens
 from min_llm.serve import protocol
 from min_llm.serve.answers import Answer, Chat, Completion
@@ -99,9 +100,7 @@ class Service:
         repeated = [self._echo(prompt) for prompt in prompts] if echo else []
         return await self._answer(Completion(asked, jobs, self.served.tokenizer, repeated, silent), jobs)
 
-    def _completing(
-        self, sampling: protocol.Sampling, prompt: Sequence[int], echo: bool
-    ) -> protocol.Sampling:
+    def _completing(self, sampling: Sampling, prompt: Sequence[int], echo: bool) -> Sampling:
         """How one prompt is continued: with an echo its own log-probabilities are told; few tokens are the default."""
         changes: dict[str, Any] = {}
         if sampling.max_tokens is None:
