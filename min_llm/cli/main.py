@@ -16,6 +16,7 @@ from min_llm.cli.launch import launch
 from min_llm.cli.plan import plan
 from min_llm.cli.report import probe_app, report
 from min_llm.cli.sample import sample
+from min_llm.cli.serve import serve
 from min_llm.cli.train import train
 from min_llm.config import UserError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command(add_help_option=False)(train)
 app.command()(launch)
 app.command()(sample)
+app.command()(serve)
 app.command()(export)
 app.command()(report)
 app.add_typer(probe_app, name="probe")

@@ -1,0 +1,71 @@
+"""`min-llm serve`: a model over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="run folder, Hugging Face folder, GGUF file or name")],
+    host: Annotated[
+        str, typer.Option(help="address to listen at; 0.0.0.0: every one of this machine")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one")] = 8000,
+    name: Annotated[
+        str, typer.Option(help="what clients call the model; default: the last part of MODEL")
+    ] = "",
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a key that opens the server, again for more", envvar="MIN_LLM_API_KEY", show_envvar=True
+        ),
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="a file of keys, one a line")] = None,
+    max_sequences: Annotated[int, typer.Option(help="answers that are computed at once")] = 16,
+    model_len: Annotated[int, typer.Option(help="longest prompt and answer; 0: the model's context")] = 0,
+    cache_tokens: Annotated[
+        int, typer.Option(help="tokens the key-value cache holds; 0: about 1 GiB of them")
+    ] = 0,
+    max_queue: Annotated[int, typer.Option(help="answers that may wait to begin; others are refused")] = 256,
+    drain: Annotated[float, typer.Option(help="seconds that running answers have after SIGTERM")] = 30.0,
+    step: Annotated[int | None, typer.Option(help="checkpoint to use; default: the latest")] = None,
+) -> None:
+    """Serve MODEL through OpenAI's API until SIGTERM or Ctrl-C."""
+    from min_llm import platform
+    from min_llm.infer.engine import Engine, EngineConfig
+    from min_llm.infer.load import load
+    from min_llm.reporting import reporter
+    from min_llm.serve.app import Settings
+    from min_llm.serve.server import Server, listen
+    from min_llm.serve.service import Served
+
+    settings = Settings(keys=keys(api_key or [], api_key_file), max_queue=max_queue, drain=drain)
+    place = listen(host, port)  # before anything that takes long: a taken port is told at once
+    platform.use_compilation_cache()
+    loaded = load(model, step)
+    reporter().info(f"{loaded.about}, {loaded.cfg.family}: compiling")
+    engine = Engine(
+        loaded, EngineConfig(max_sequences=max_sequences, model_len=model_len, cache_tokens=cache_tokens)
+    )
+    known_as = name or Path(model).name
+    served = Served(known_as, loaded.tokenizer, loaded.opening, loaded.template)
+    reporter().info(f"{known_as}: context of {engine.model_len:,} tokens, {max_sequences} answers at once")
+    if host not in ("127.0.0.1", "::1", "localhost") and not settings.keys:
+        reporter().warn("everybody who reaches this address may use the model; --api-key closes it")
+    Server(served, engine, settings).run(sockets=[place])
+
+
+def keys(given: list[str], file: Path | None) -> list[str]:
+    """Keys of the command line and of a file, whose empty lines do not count."""
+    from min_llm.config import UserError
+
+    if file is None:
+        return given
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if line]
+    if not found:
+        raise UserError(f"{file} holds no key; put one on a line, or leave out --api-key-file.")
+    return given + found
