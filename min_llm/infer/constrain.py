@@ -19,8 +19,9 @@ from min_llm.config import UserError
 from min_llm.infer import grammar_trial
 from min_llm.infer.request import Grammar
 from min_llm.tokenizers import Tokenizer
+from min_llm.tokenizers.base import utf8
 
-MOST_CHARS = 1 << 18
+MOST_BYTES = 1 << 18
 MOST_COMPILED = 64
 # White space between the parts of JSON is bounded: a weak model that may write it without end does.
 _JSON = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
@@ -43,9 +44,10 @@ class Constrainer:
     def compile(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of an answer. Takes a tenth of a second in a new process, up to 5 s for the worst,
         and next to nothing for a grammar that was seen before. Raises UserError saying why a grammar is refused."""
-        if len(grammar.text) > MOST_CHARS:
+        size = len(utf8(grammar.text))
+        if size > MOST_BYTES:
             raise UserError(
-                f"The grammar ({grammar.kind}) has {len(grammar.text)} characters; at most {MOST_CHARS} are allowed."
+                f"The grammar ({grammar.kind}) has {size} bytes; at most {MOST_BYTES} are allowed."
             )
         return Matcher(self._compiled(grammar).deep_copy(), self.vocab_size, self.end_ids)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from min_llm.config import UserError
 from min_llm.infer import grammar_trial
-from min_llm.infer.constrain import MOST_CHARS, Constrainer
+from min_llm.infer.constrain import MOST_BYTES, Constrainer
 from min_llm.infer.request import Grammar
 from min_llm.tokenizers import Chars
 from tests.toy_tokenizers import KINDS, toy
@@ -325,7 +325,8 @@ def test_bombs_of_other_engines_are_none(pattern):
         (Grammar("json_schema", '{"uniqueItems": true, "x-guidance": {"lenient": true}}'), "uniqueItems"),
         (Grammar("json_schema", '{"$ref": "http://127.0.0.1/x"}'), "127.0.0.1"),
         (Grammar("json_schema", '{"type": "string", "minLength": 5, "maxLength": 3}'), "minLength"),
-        (Grammar("regex", "a" * (MOST_CHARS + 1)), "at most"),
+        (Grammar("regex", "\ud800"), "lone surrogate"),
+        (Grammar("regex", "a" * (MOST_BYTES + 1)), "at most"),
     ],
 )  # fmt: skip
 def test_what_does_not_compile_is_refused_with_the_reason(grammar, reason):

@@ -1,0 +1,1 @@
+"""Serving: what OpenAI's clients ask for, over HTTP."""
