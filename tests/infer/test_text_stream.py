@@ -59,6 +59,7 @@ def test_text_is_streamed_whole(kind):
     equal()
 
 
+@settings(deadline=None)
 @given(st.text("ab\n"), STOPS, st.data())
 @example("abab", ["abc", "ba"], None)
 @example("xabcd", ["abce", "bc"], None)
