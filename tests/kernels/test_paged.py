@@ -58,16 +58,16 @@ class Pool:
             hidden = np.where(seen[None, :, :, None, None], content, np.nan)
             pool[:, tables] = hidden.reshape(LAYERS, ROWS, self.pages, self.page, self.groups, self.depth)
             pools.append(jnp.asarray(pool, self.dtype))
-        out = run(implementation, window, singles)(
-            q, *pools, jnp.int32(layer), *(jnp.asarray(x, jnp.int32) for x in (tables, row, index))
-        )
+        integers = (jnp.asarray(x, jnp.int32) for x in (tables, row, index))
+        out = run(implementation, singles)(q, *pools, jnp.int32(layer), *integers, window)
         assert out.dtype == self.dtype
         return np.asarray(out, np.float32)
 
 
 @functools.cache
-def run(implementation, window, singles):
-    return jax.jit(lambda *arrays: implementation(*arrays, window, singles))
+def run(implementation, singles):
+    """Jitted, with layer and window traced."""
+    return jax.jit(functools.partial(implementation, singles=singles))
 
 
 def tokens(draw, pool, singles, blocks):
@@ -139,8 +139,8 @@ def test_no_program_copies_a_layer_of_the_pool(implementation):
     pool = jax.ShapeDtypeStruct((4, 512, 16, 2, 64), jnp.float32)  # 4 MiB a layer
     integer = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     q = jax.ShapeDtypeStruct((20, 4, 64), jnp.float32)
-    step = run(implementation, None, 4)
-    compiled = step.lower(q, pool, pool, integer(), integer(3, 8), integer(20), integer(20)).compile()
+    step = run(implementation, 4)
+    compiled = step.lower(q, pool, pool, integer(), integer(3, 8), integer(20), integer(20), None).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20
 
 

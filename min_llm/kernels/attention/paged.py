@@ -6,8 +6,8 @@
 Token t belongs to sequence row[t], whose page i is tables[row[t], i]. It sees that sequence's keys at the places
 0 … index[t], with a window the last `window` of them; its own key is in the pool already. index -1 is padding: the
 result is zeros, and nothing is read for it. The pools are float32 or bfloat16, and what they hold where it is seen
-must be finite. layer may be traced. Query head h reads key-value head h // (H / G); scores are scaled by 1 / sqrt(D),
-and the softmax is in float32.
+must be finite. layer and window may be traced. Query head h reads key-value head h // (H / G); scores are scaled by
+1 / sqrt(D), and the softmax is in float32.
 
 The first `singles` tokens are decoding, each in any sequence. The others come in blocks of BLOCK consecutive ones,
 the tokens of a block in one sequence (padding among them has its row too), so that a block reads each key once.
@@ -42,7 +42,7 @@ class PagedAttention(Protocol):
         tables: Int[Array, "r max_pages"],
         row: Int[Array, " t"],
         index: Int[Array, " t"],
-        window: int | None,
+        window: int | Int[Array, ""] | None,
         singles: int,
     ) -> Float[Array, "t h d"]: ...
 
@@ -54,19 +54,20 @@ def best() -> PagedAttention:
 
 def cpu(
     q: Array, keys: Array, values: Array, layer: Array, tables: Array, row: Array, index: Array,
-    window: int | None, singles: int,
+    window: int | Array | None, singles: int,
 ) -> Array:  # fmt: skip
     """In our kernel (kernels/cpu/paged.cc)."""
     if (q.shape[0] - singles) % BLOCK:
         raise ValueError(f"{q.shape[0]} tokens are not {singles} and blocks of {BLOCK}")
-    integers = (jnp.asarray(x, jnp.int32) for x in (layer, tables, row, index))
+    given = (layer, tables, row, index, 0 if window is None else window)
+    integers = (jnp.asarray(x, jnp.int32) for x in given)
     call = jax.ffi.ffi_call("min_llm_paged", jax.ShapeDtypeStruct(q.shape, q.dtype))
-    return call(q, keys, values, *integers, window=np.int64(window or 0), singles=np.int64(singles))
+    return call(q, keys, values, *integers, singles=np.int64(singles))
 
 
 def reference(
     q: Array, keys: Array, values: Array, layer: Array, tables: Array, row: Array, index: Array,
-    window: int | None, singles: int,
+    window: int | Array | None, singles: int,
 ) -> Array:  # fmt: skip
     """As the paper of attention writes it, for every token by itself; [T, max_pages · page, G, D] floats."""
     (t, h, d), (page, g) = q.shape, keys.shape[2:4]
@@ -81,7 +82,7 @@ def reference(
 
 def xla(
     q: Array, keys: Array, values: Array, layer: Array, tables: Array, row: Array, index: Array,
-    window: int | None, singles: int,
+    window: int | Array | None, singles: int,
 ) -> Array:  # fmt: skip
     """A page at a time, as many as the longest sequence has, with an online softmax (Milakov and Gimelshein 2018)."""
     parts = []
@@ -100,7 +101,7 @@ def _page_by_page(
     layer: Array,
     pages: Int[Array, "b max_pages"],
     index: Int[Array, ...],
-    window: int | None,
+    window: int | Array | None,
 ) -> Float[Array, "b s h d"]:
     (b, s, h, d), (page, g) = q.shape, keys.shape[2:4]
     q_bsgrd = (q.astype(jnp.float32) / math.sqrt(d)).reshape(b, s, g, h // g, d)
@@ -127,7 +128,7 @@ def _page_by_page(
     return (out / jnp.where(total == 0, 1, total)[..., None]).reshape(q.shape).astype(q.dtype)
 
 
-def _visible(places: Int[Array, " k"], index: Int[Array, ...], window: int | None) -> Array:
+def _visible(places: Int[Array, " k"], index: Int[Array, ...], window: int | Array | None) -> Array:
     """Which places each query sees: [..., k]."""
     before = index[..., None] - places
     return (before >= 0) if window is None else (before >= 0) & (before < window)

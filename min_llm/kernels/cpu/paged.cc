@@ -19,7 +19,7 @@ constexpr int64_t kUnit = 16;         // tokens of a block
 constexpr float kNothing = -1e30f;    // the largest score of a query that has seen no key yet
 
 struct Call {
-  int64_t heads, groups, depth, page, max_pages, window, singles, units;
+  int64_t heads, groups, depth, page, max_pages, window, singles, units;  // window 0: none
   bool wide, wide_q;          // the pools are float32; the queries and the result
   const char *keys, *values;  // of this layer
   const int32_t *tables, *row, *index;
@@ -210,13 +210,14 @@ void attend(const Call& call, int64_t unit, int64_t group) {
 
 ffi::Error paged(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
                  ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> tables, ffi::Buffer<ffi::S32> row,
-                 ffi::Buffer<ffi::S32> index, ffi::Result<ffi::AnyBuffer> out, int64_t window, int64_t singles) {
+                 ffi::Buffer<ffi::S32> index, ffi::Buffer<ffi::S32> window, ffi::Result<ffi::AnyBuffer> out,
+                 int64_t singles) {
   const auto shape = keys.dimensions();  // [layers, pages, page, groups, depth]
   const bool wide = keys.element_type() == ffi::F32;
   const int64_t tokens = q.dimensions()[0], groups = shape[3], depth = shape[4];
   const int64_t layer_bytes = shape[1] * shape[2] * groups * depth * (wide ? 4 : 2);
   const int64_t skip = std::clamp<int64_t>(*layer.typed_data(), 0, shape[0] - 1) * layer_bytes;
-  const Call call{q.dimensions()[1], groups, depth, shape[2], tables.dimensions()[1], window, singles,
+  const Call call{q.dimensions()[1], groups, depth, shape[2], tables.dimensions()[1], *window.typed_data(), singles,
                   singles + (tokens - singles) / kUnit, wide, q.element_type() == ffi::F32,
                   static_cast<const char*>(keys.untyped_data()) + skip,
                   static_cast<const char*>(values.untyped_data()) + skip, tables.typed_data(), row.typed_data(),
@@ -252,8 +253,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_paged, paged,
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("window")
                                   .Attr<int64_t>("singles"));
 
 }  // namespace min_llm
