@@ -1,5 +1,4 @@
-"""Parameters as the engine reads them: matrices in the compute dtype, packed where our kernels run, each layer by
-itself."""
+"""Parameters as the engine reads them: in the compute dtype, packed where our kernels run, nothing copied on the way."""
 
 from __future__ import annotations
 
@@ -7,13 +6,15 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from min_llm import models
 from min_llm.kernels import cpu
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
-from min_llm.nn.leaves import Leaf
-from min_llm.nn.packed import apart, pack
+from min_llm.nn.layers import length
+from min_llm.nn.leaves import Leaf, Whole
+from min_llm.nn.packed import pack
 from min_llm.nn.runtime import Runtime
 from min_llm.spec import Param, map_spec
 
@@ -26,23 +27,21 @@ def rounded(params: Any, cfg: ModelConfig, runtime: Runtime) -> Any:
     return map_spec(lambda p, w: w.astype(runtime.dtype) if p.role in READ else w, models.spec(cfg), params)
 
 
-def prepared(params: Any, cfg: ModelConfig, runtime: Runtime) -> tuple[Any, Any]:
-    """Parameters with a stack for each layer, and the head by itself. Leaves that bring their own product stay."""
+def prepared(params: Any, cfg: ModelConfig, runtime: Runtime) -> tuple[Any, Any, Runtime]:
+    """Parameters, the head by itself, and how layers run: scanned where every matrix is read where it lies, else each
+    from a stack of its own, unrolled. Leaves that bring their own product stay as they are."""
     family = models.of(cfg)
-    head = family.head(params)
-    layer = family.layer_spec(cfg)
-    stacks: list[Any] = []
-    for stack in params.layers:
-        n = jax.tree.leaves(stack)[0].shape[0]
-        stacks += apart(map_spec(lambda p, w: _prepared(p, w, runtime), layer, stack), n)
-    outside = dataclasses.replace(params, layers=())
-    outside = map_spec(
-        lambda p, w: _prepared(p, w, runtime), dataclasses.replace(models.spec(cfg), layers=()), outside
-    )
+    head, layer = family.head(params), family.layer_spec(cfg)
+    stacks = [map_spec(lambda p, w: _prepared(p, w, runtime), layer, stack) for stack in params.layers]
+    scan = not any(_is_sliced(p, w) for s in stacks for p, w in zip(_leaves(layer), _leaves(s), strict=True))
+    if not scan:
+        stacks = [one for stack in stacks for one in _apart(stack)]
+    spec = dataclasses.replace(models.spec(cfg), layers=())
+    outside = map_spec(lambda p, w: _prepared(p, w, runtime), spec, dataclasses.replace(params, layers=()))
     if getattr(outside, "head", None) is not None:
         outside = dataclasses.replace(outside, head=None)  # it is read from `head` alone
-    head = head if isinstance(head, Leaf) else _read(head, 1, False, runtime)
-    return dataclasses.replace(outside, layers=tuple(stacks)), head
+    head = head if isinstance(head, Leaf) else _read(head[None], 1, runtime, alone=True)
+    return dataclasses.replace(outside, layers=tuple(stacks)), head, dataclasses.replace(runtime, scan=scan)
 
 
 def _prepared(p: Param, w: Any, runtime: Runtime) -> Any:
@@ -50,11 +49,31 @@ def _prepared(p: Param, w: Any, runtime: Runtime) -> Any:
         return w
     if p.role == "matrix" and "embed" in p.axes and "experts" not in p.axes and None not in p.axes:
         # the model's dimension is what goes in or what comes out
-        return _read(w, 1 if p.axes[0] == "embed" else len(p.axes) - 1, True, runtime)
+        return _read(w, 1 if p.axes[0] == "embed" else len(p.axes) - 1, runtime)
     return w.astype(runtime.dtype)
 
 
-def _read(w: Any, contracted: int, stacked: bool, runtime: Runtime) -> Any:
+def _read(w: Any, contracted: int, runtime: Runtime, alone: bool = False) -> Any:
+    """w [layers, ...] packed, or in the compute dtype; alone: its one layer is all there is."""
     if cpu.available() and not axes.on_mesh():
-        return pack(w, runtime.dtype, contracted, stacked)
-    return w.astype(runtime.dtype)
+        return pack(w, runtime.dtype, contracted)
+    return (w[0] if alone else w).astype(runtime.dtype)
+
+
+def _is_sliced(p: Param, w: Any) -> bool:
+    return p.role == "matrix" and not isinstance(w, Whole)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, (Param, Leaf)))
+
+
+def _apart(stack: Any) -> tuple[Any, ...]:
+    """A stack of n layers as n stacks of one: a program that takes a layer out of a larger array copies it at every
+    step."""
+    n = length(stack)
+
+    def cut(stack: Any) -> tuple[Any, ...]:  # a scalar is a Packed's own number
+        return tuple(jax.tree.map(lambda x, i=i: x[i : i + 1] if jnp.ndim(x) else x, stack) for i in range(n))
+
+    return jax.jit(cut)(stack)

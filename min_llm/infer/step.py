@@ -120,8 +120,8 @@ class Program:
         self, params: Any, cfg: ModelConfig, runtime: Runtime, vocab: int, pages: Pages, tables: tuple[int, int],
         singles: Sequence[int], chunks: Sequence[int],
     ) -> None:  # fmt: skip
-        (self._params, self._head), self.vocab = prepared(params, cfg, runtime), vocab
-        self._cfg, self._runtime, self._pages = cfg, runtime, pages
+        self._params, self._head, self._runtime = prepared(params, cfg, runtime)
+        self.vocab, self._cfg, self._pages = vocab, cfg, pages
         self._singles, self._chunks = sorted(singles), sorted(chunks)
         self._tables = np.zeros(tables, np.int32)
         self.empty()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from min_llm.config import UserError
 from min_llm.kernels import cpu
@@ -47,11 +47,17 @@ def unpack(packed: Array, k: int, m: int) -> Float[Array, "k m"]:
     return tiles.reshape(steps * STEP, panels * PANEL)[:k, :m]
 
 
-def multiply(x: Float[Array, "n k"], packed: Array, m: int) -> Float[Array, "n m"]:
-    """x · w in x's dtype, float32 or bfloat16, accumulated in float32; x is rounded to bfloat16 where w is in it."""
+def multiply(
+    x: Float[Array, "n k"], packed: Array, layer: Int[Array, ""] | int, m: int
+) -> Float[Array, "n m"]:
+    """x · w in x's dtype, float32 or bfloat16, accumulated in float32; x is rounded to bfloat16 where w is in it.
+
+    packed: the matrices of all layers, one `pack` each, stacked on axis 0. The kernel reads the one of `layer` where it
+    lies; a slice of the stack would be copied first, since a kernel takes whole buffers.
+    """
     n, k = x.shape
     if cpu.available():
         out = jax.ShapeDtypeStruct((n, m), x.dtype)
-        return jax.ffi.ffi_call("min_llm_rows", out, vmap_method="sequential")(x, packed)
-    w = unpack(packed, k, m)
+        return jax.ffi.ffi_call("min_llm_rows", out, vmap_method="sequential")(x, packed, jnp.int32(layer))
+    w = unpack(packed[layer], k, m)
     return jnp.dot(x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(x.dtype)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from min_llm.config import UserError
 from min_llm.nn import axes, probe, ragged, sharded
+from min_llm.nn.leaves import Whole
 from min_llm.nn.pipeline import run_pipeline
 from min_llm.nn.runtime import Remat, Runtime
 
@@ -35,7 +36,7 @@ def run_layers(
     layer = rematerialised(functools.partial(_probed, body), runtime.remat)
     first = 0
     for stack in stacks:
-        n = jax.tree.leaves(stack)[0].shape[0]
+        n = length(stack)
         run = _scan if runtime.scan else _unroll
         stats: probe.Stats = {}
         # what is rematerialised is gathered again by that, just before its backward pass
@@ -59,8 +60,7 @@ def _pipelined(
         raise UserError("Probes and caches do not go through a pipeline; set parallel.mesh.pp to 1.")
 
     def stage(weights: Any, x: Array, rows: Any, index: Array) -> Array:
-        n = jax.tree.leaves(weights)[0].shape[0]
-        return run(layer, weights, x, cache, rows, first + index, n)[0]
+        return run(layer, weights, x, cache, rows, first + index, length(weights))[0]
 
     return run_pipeline(stage, stack, x, rows, runtime.pipeline_parts, runtime.pipeline_rounds)
 
@@ -76,11 +76,17 @@ def _probed(
 def _scan(
     layer: Probed, stack: Any, x: Array, cache: Any, rows: Any, first: Any, n: int
 ) -> tuple[Array, Any, probe.Stats]:
-    def step(carry: Carry, xs: tuple) -> tuple[Carry, probe.Stats]:
-        index, weights = xs
-        return layer(index, weights, *carry, rows)
+    leaves, tree = jax.tree.flatten(stack, is_leaf=_is_whole)
 
-    (x, cache), stats = jax.lax.scan(step, (x, cache), (first + jnp.arange(n), stack))
+    def step(carry: Carry, xs: tuple) -> tuple[Carry, probe.Stats]:
+        index, cut = xs
+        weights = [
+            leaf.of_layer(index) if _is_whole(leaf) else part for leaf, part in zip(leaves, cut, strict=True)
+        ]
+        return layer(first + index, jax.tree.unflatten(tree, weights), *carry, rows)
+
+    cut = [None if _is_whole(leaf) else leaf for leaf in leaves]
+    (x, cache), stats = jax.lax.scan(step, (x, cache), (jnp.arange(n), cut))
     return x, cache, stats
 
 
@@ -98,9 +104,19 @@ def _unroll(
 
 def unstack(stack: Layer, n: int) -> list[Layer]:
     """The n layers of a stack. The gradient is one concatenation (slicing alone would add n padded arrays)."""
-    leaves, tree = jax.tree.flatten(stack)
-    parts = [_split(leaf, n) for leaf in leaves]
+    leaves, tree = jax.tree.flatten(stack, is_leaf=_is_whole)
+    parts = [[leaf.of_layer(i) for i in range(n)] if _is_whole(leaf) else _split(leaf, n) for leaf in leaves]
     return [jax.tree.unflatten(tree, [part[i] for part in parts]) for i in range(n)]
+
+
+def length(stack: Any) -> int:
+    """How many layers a stack has."""
+    return int(jax.tree.leaves(stack)[0].shape[0])
+
+
+def _is_whole(leaf: Any) -> bool:
+    """Whether a layer of this leaf is taken by its number, and not by slicing."""
+    return isinstance(leaf, Whole)
 
 
 def _split(x: Array, n: int) -> tuple[Array, ...]:

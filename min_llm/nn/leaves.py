@@ -33,6 +33,15 @@ class Leaf(Protocol):
         ...
 
 
+@runtime_checkable
+class Whole(Protocol):
+    """A `Leaf` that layers share: each is told its number, since slicing its arrays would copy them at every use."""
+
+    def of_layer(self, layer: Int[Array, ""] | int) -> Leaf:
+        """The parameter of one layer."""
+        ...
+
+
 def dot(eq: str, x: Array, w: Any, *out: str | None) -> Array:
     """`einsum(eq, x, w)` in x's dtype, for equations like "bsd,dhk->bshk": x ends with the contracted dimensions,
     w begins with them, the result is what is left. out: the logical axes of the result, given where a contracted

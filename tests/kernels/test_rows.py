@@ -48,7 +48,7 @@ def test_products_equal_numpys_in_the_dtype_of_x(native, k, m, dtype, x_dtype, m
     packed = rows.pack(w, dtype)
     exact = np.asarray(x.astype(dtype), np.float64) @ np.asarray(w.astype(dtype), np.float64)
     for n in (1, 8, 40, 200):
-        got = rows.multiply(x[:n], packed, m)
+        got = rows.multiply(x[:n], packed[None], 0, m)
         assert got.dtype == x_dtype
         tolerance = 1e-5 if x_dtype == "float32" else 2**-8
         np.testing.assert_allclose(
@@ -61,16 +61,16 @@ def test_products_equal_numpys_in_the_dtype_of_x(native, k, m, dtype, x_dtype, m
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("x_dtype", DTYPES)
 def test_a_row_has_the_same_bits_whatever_the_others_are_and_wherever_it_stands(k, m, dtype, x_dtype):
-    packed = rows.pack(normal(k, m, seed=1), dtype)
+    packed = rows.pack(normal(k, m, seed=1), dtype)[None]
     x = np.asarray(normal(512, k).astype(x_dtype))
     others = np.asarray((normal(512, k, seed=2) * 100).astype(x_dtype))
-    whole = bits(rows.multiply(x, packed, m))
+    whole = bits(rows.multiply(x, packed, 0, m))
     for n in NUMBERS:
         for start in {0, 1, 512 - n} - {513 - n}:
-            some = rows.multiply(x[start : start + n], packed, m)
+            some = rows.multiply(x[start : start + n], packed, 0, m)
             np.testing.assert_array_equal(bits(some), whole[start : start + n])
         mixed = np.concatenate([others[: n - 1], x[:1]])
-        np.testing.assert_array_equal(bits(rows.multiply(mixed, packed, m))[n - 1], whole[0])
+        np.testing.assert_array_equal(bits(rows.multiply(mixed, packed, 0, m))[n - 1], whole[0])
 
 
 ON_ONE_PROCESSOR = """
@@ -85,9 +85,9 @@ def digest():
     """Of products large enough for several threads."""
     found = hashlib.sha256()
     for dtype in DTYPES:
-        packed = rows.pack(normal(600, 900), dtype)
+        packed = rows.pack(normal(600, 900), dtype)[None]
         for n in (1, 7, 64, 300):
-            found.update(bits(rows.multiply(normal(n, 600, seed=n), packed, 900)).tobytes())
+            found.update(bits(rows.multiply(normal(n, 600, seed=n), packed, 0, 900)).tobytes())
     return found.hexdigest()
 
 

@@ -159,14 +159,17 @@ void rows_bfloat16(Team& team, const ffi::AnyBuffer& x, int64_t k, const bf16* w
   });
 }
 
-ffi::Error rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::Result<ffi::AnyBuffer> y) {
-  const int64_t n = x.dimensions()[0], k = x.dimensions()[1], panels = w.dimensions()[0];
+// w: the packed matrices of all layers; only that of `layer` is read.
+ffi::Error rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::Buffer<ffi::S32> layer,
+                ffi::Result<ffi::AnyBuffer> y) {
+  const int64_t n = x.dimensions()[0], k = x.dimensions()[1], panels = w.dimensions()[1];
+  const int64_t skipped = *layer.typed_data() * (w.element_count() / w.dimensions()[0]);
   const Result to{y->untyped_data(), n, y->dimensions()[1], y->element_type() == ffi::F32};
   Team& team = Team::get(pool.num_threads());
   if (w.element_type() == ffi::F32) {
-    rows_float32(team, x, k, static_cast<const float*>(w.untyped_data()), panels, to);
+    rows_float32(team, x, k, static_cast<const float*>(w.untyped_data()) + skipped, panels, to);
   } else {
-    rows_bfloat16(team, x, k, static_cast<const bf16*>(w.untyped_data()), panels, to);
+    rows_bfloat16(team, x, k, static_cast<const bf16*>(w.untyped_data()) + skipped, panels, to);
   }
   return ffi::Error::Success();
 }
@@ -178,6 +181,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_rows, rows,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>());
 
 }  // namespace min_llm
