@@ -1,4 +1,4 @@
-"""Parameters as the engine reads them: in the compute dtype, packed where our kernels run, nothing copied on the way."""
+"""Parameters as the engine reads them: in the compute dtype, packed where our kernels run, copied nowhere."""
 
 from __future__ import annotations
 
