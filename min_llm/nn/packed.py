@@ -1,4 +1,4 @@
-"""Parameters laid out for decoding: read once a step, in the order in which the rows kernel takes them (kernels/rows.py)."""
+"""Parameters laid out for decoding: read once a step, in the order in which the rows kernel takes them."""
 
 from __future__ import annotations
 
