@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from min_llm.infer.choose import bias_of
+from min_llm.infer.constrain import Matcher
 from min_llm.infer.request import Finish, Output, Sampling, Token
 from min_llm.infer.scheduler import Sequence
 from min_llm.infer.text_stream import TextStream
@@ -29,7 +29,7 @@ class Answer:
     most: int
     ends: frozenset[int]
     text: TextStream | None
-    matcher: Any = None
+    matcher: Matcher | None = None
     counts: np.ndarray | None = None
     seen: np.ndarray | None = None
     scores: list[Token] | None = None
@@ -66,7 +66,7 @@ class Answer:
         finish: Finish | None = None
         stopped_by: str | int | None = None
         text = ""
-        done = self.matcher is not None and self._advance(token.id)
+        done = self._advance(token.id)
         if token.id in self.ends:
             finish, stopped_by = "stop", token.id
         else:
@@ -92,6 +92,13 @@ class Answer:
             cached=self.cached or 0,
         )
 
+    @property
+    def stuck(self) -> str:
+        """Why no token may follow."""
+        if self.matcher is not None and self.matcher.error:
+            return f"The grammar allows no token here: {self.matcher.error}."
+        return "No token may follow: the grammar or the biases forbid them all."
+
     def fail(self, why: str) -> Output:
         return Output(self.request, self.choice, finish="error", error=why, cached=self.cached or 0)
 
@@ -109,7 +116,7 @@ class Answer:
 
     def _advance(self, token: int) -> bool:
         """Whether the grammar is complete and allows nothing more."""
-        if token in self.ends:
+        if self.matcher is None or token in self.ends:
             return False
         self.matcher.advance(token)
-        return bool(self.matcher.done)
+        return self.matcher.done

@@ -23,9 +23,10 @@ from min_llm.config import UserError, option
 from min_llm.infer import compiles, drawing, paged, speculate, step
 from min_llm.infer.answer import Answer
 from min_llm.infer.choose import mixed
+from min_llm.infer.constrain import Constrainer, Matcher
 from min_llm.infer.load import Loaded
 from min_llm.infer.pages import Pages, root
-from min_llm.infer.request import Output, Sampling, Token
+from min_llm.infer.request import Grammar, Output, Sampling, Token
 from min_llm.infer.scheduler import BLOCK, Part, Plan, Scheduler
 from min_llm.infer.scheduler import Sequence as Text
 from min_llm.infer.text_stream import TextStream
@@ -105,7 +106,7 @@ class Engine:
             Text, list[Answer]
         ] = {}  # choices that begin when another one has computed their prompt
         self._stash: list[Output] = []
-        self._grammars: Any = None
+        self._constrainer = Constrainer(self.tokenizer, self.vocab, self.ends)
         self._next = 0
         self._steps = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
         self._compiles = compiles.count()
@@ -175,7 +176,7 @@ class Engine:
         if adapter is not None:
             raise UserError(f"There is no adapter {adapter!r}.")
         self.check(prompt, sampling)
-        matcher = self._constrainer().compile(sampling.grammar) if sampling.grammar else None
+        matcher = self.compile_grammar(sampling.grammar) if sampling.grammar else None
         request, self._next = self._next, self._next + 1
         if sampling.seed is None:
             sampling = dataclasses.replace(sampling, seed=secrets.randbits(64))
@@ -188,6 +189,11 @@ class Engine:
         if len(answers) > 1:
             self._later[answers[0].sequence] = answers[1:]
         return request
+
+    def compile_grammar(self, grammar: Grammar) -> Matcher:
+        """UserError if it cannot be followed. It may take seconds: any thread may do it before `add`, which then finds it
+        done."""
+        return self._constrainer.compile(grammar)
 
     def abort(self, request: int) -> None:
         """Nobody wants it any more; nothing if it has ended."""
@@ -326,7 +332,7 @@ class Engine:
         if answer.cached is None:
             answer.cached = answer.sequence.cached
         if token.id == drawing.FORBIDDEN:
-            return answer.fail("No token may follow: the grammar or the biases forbid them all.")
+            return answer.fail(answer.stuck)
         try:
             return answer.take(token)
         except UserError as error:
@@ -397,10 +403,3 @@ class Engine:
         self._scheduler.stop_all()
         self._pages.clear()
         self._program.empty()
-
-    def _constrainer(self) -> Any:
-        from min_llm.infer.constrain import Constrainer
-
-        if self._grammars is None:
-            self._grammars = Constrainer(self.tokenizer, self.vocab, self.ends)
-        return self._grammars

@@ -11,12 +11,13 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from min_llm.infer.request import Output, Token
 from min_llm.serve import spell
 from min_llm.serve.protocol import Common
 from min_llm.serve.stream import Job
+from min_llm.serve.tool_parser import CallPart, Text, ToolParser
 from min_llm.tokenizers import Tokenizer
 
 Chunk = dict[str, Any]
@@ -101,32 +102,13 @@ class Answer:
         return {"prompt_logprobs": spell.of_prompt(self.tokenizer, self.prompts.get(number, ()))}
 
 
-@dataclasses.dataclass(frozen=True)
-class Delta:
-    """What a tool parser makes of text: text again, or a part of the call `tool`, id and name with the first one."""
-
-    text: str = ""
-    tool: int | None = None
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-class Parser(Protocol):
-    """Takes tool calls out of the text of an answer."""
-
-    def feed(self, text: str) -> list[Delta]: ...
-
-    def finish(self) -> list[Delta]: ...
-
-
 class Chat(Answer):
     """parsers: one for each choice, where tools were given."""
 
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(
-        self, asked: Common, jobs: Sequence[Job], tokenizer: Tokenizer, parsers: Sequence[Parser] = ()
+        self, asked: Common, jobs: Sequence[Job], tokenizer: Tokenizer, parsers: Sequence[ToolParser] = ()
     ) -> None:
         super().__init__(asked, jobs, tokenizer)
         self.parsers = parsers
@@ -158,7 +140,7 @@ class Chat(Answer):
             return [{"content": output.text}] if output.text else []
         parser = self.parsers[index]
         found = parser.feed(output.text) + (parser.finish() if output.finish is not None else [])
-        self.called |= {index for delta in found if delta.tool is not None}
+        self.called |= {index for delta in found if isinstance(delta, CallPart)}
         return [_delta(delta) for delta in found]
 
     def fold(self, index: int, parts: list[Chunk]) -> Chunk:
@@ -194,12 +176,12 @@ def _choice(index: int, delta: dict[str, Any]) -> Chunk:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _delta(delta: Delta) -> dict[str, Any]:
-    if delta.tool is None:
+def _delta(delta: Text | CallPart) -> dict[str, Any]:
+    if isinstance(delta, Text):
         return {"content": delta.text}
-    call: dict[str, Any] = {"index": delta.tool, "function": {"arguments": delta.arguments}}
+    call: dict[str, Any] = {"index": delta.index, "function": {"arguments": delta.arguments}}
     if delta.name is not None:
-        call |= {"id": delta.id, "type": "function"}
+        call |= {"id": f"call_{uuid.uuid4().hex}", "type": "function"}
         call["function"]["name"] = delta.name
     return {"tool_calls": [call]}
 

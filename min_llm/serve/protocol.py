@@ -11,15 +11,16 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from min_llm.config import UserError
 from min_llm.infer.request import Grammar, Sampling
 from min_llm.serve.body import Fields
 from min_llm.serve.errors import Refused
+from min_llm.serve.tools import grammar_for, tool_names
 
 MOST_PROMPTS = 256  # prompts of a call, and choices of all of them together
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions; a chat goes on to the end of the context
 
 UNSUPPORTED = {
-    "tools": "The model is asked for text.",
     "suffix": "Text is only continued, not filled in.",
     "functions": "Give `tools`.",
     "function_call": "Give `tool_choice`.",
@@ -31,6 +32,16 @@ UNSUPPORTED = {
     "web_search_options": "There is no search.",
     "guided_choice": "Give a regular expression.",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What a chat may call. shown: as the template gets them. names: of the functions. required: what a required call
+    must match."""
+
+    shown: list[dict[str, Any]]
+    names: list[str]
+    required: Grammar | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +152,20 @@ def chat_logprobs(body: Fields) -> int | None:
     if tops:
         body.refuse("top_logprobs", "top_logprobs need logprobs to be true.")
     return None
+
+
+def tools(body: Fields) -> Tools | None:
+    """The functions that an answer may call; None where there are none, or none shall be called."""
+    given, choice = body.list("tools", dict, "functions"), body.get("tool_choice")
+    if not given:
+        if choice not in (None, "none", "auto"):
+            body.refuse("tool_choice", "tool_choice needs tools to choose from.")
+        return None
+    try:
+        names, required = tool_names(given), grammar_for(given, "auto" if choice is None else choice)
+    except UserError as error:
+        body.refuse("tools", str(error))
+    return None if choice == "none" else Tools(list(given), names, required)
 
 
 def grammar(body: Fields) -> Grammar | None:

@@ -24,6 +24,8 @@ from min_llm.serve.errors import Refused, json_response
 from min_llm.serve.reply import reply
 from min_llm.serve.runner import Runner
 from min_llm.serve.stream import Job
+from min_llm.serve.tool_parser import ToolParser
+from min_llm.serve.tools import messages_for_template
 from min_llm.tokenizers import Tokenizer, chat
 from min_llm.tokenizers.chat import ChatTemplate
 
@@ -57,11 +59,21 @@ class Service:
     async def chat(self, request: Request) -> Response:
         body = await self.body(request)
         asked = protocol.common(body, self.served.name, self.served.adapters, protocol.chat_logprobs(body))
-        prompt = await run_in_threadpool(self.conversation, body)
+        tools = protocol.tools(body)
+        if tools and tools.required:
+            if asked.sampling.grammar:
+                body.refuse(
+                    "tool_choice", "An answer can be a required call or follow response_format, not both."
+                )
+            asked = dataclasses.replace(
+                asked, sampling=dataclasses.replace(asked.sampling, grammar=tools.required)
+            )
+        prompt = await run_in_threadpool(self.conversation, body, tools)
         jobs = [Job(prompt, asked.sampling, asked.adapter, asked.salt)]
-        return await self._answer(Chat(asked, jobs, self.served.tokenizer), jobs)
+        parsers = [ToolParser(tools.names) for _ in range(asked.sampling.n)] if tools else []
+        return await self._answer(Chat(asked, jobs, self.served.tokenizer, parsers), jobs)
 
-    def conversation(self, body: Fields) -> list[int]:
+    def conversation(self, body: Fields, tools: protocol.Tools | None) -> list[int]:
         """The tokens of a request's messages, up to where the assistant speaks."""
         if self.served.template is None:
             raise Refused(
@@ -75,8 +87,9 @@ class Service:
             return chat.encode_chat(
                 self.served.tokenizer,
                 self.served.template,
-                [_message(m) for m in body.list("messages", dict, "objects")],
+                messages_for_template([_message(m) for m in body.list("messages", dict, "objects")]),
                 add_generation_prompt=body.flag("add_generation_prompt", True),
+                tools=tools.shown if tools else None,
                 **names,
             )
         except UserError as error:
@@ -140,6 +153,8 @@ class Service:
 
     async def _answer(self, answer: Answer, jobs: Sequence[Job]) -> Response:
         try:
+            if (grammar := jobs[0].sampling.grammar) is not None:  # the same for all; may take seconds
+                await run_in_threadpool(self.engine.compile_grammar, grammar)
             stream = await self.runner.open(jobs)
         except UserError as error:
             longest = max(len(job.prompt) + (job.sampling.max_tokens or 1) for job in jobs)

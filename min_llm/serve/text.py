@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from min_llm.config import UserError
+from min_llm.serve import protocol
 from min_llm.serve.body import Fields
 from min_llm.serve.errors import Refused, json_response
 from min_llm.serve.service import Service
@@ -21,7 +22,7 @@ class Texts:
         one, which elsewhere it never is."""
         body = await self.service.body(request)
         if "messages" in body:
-            ids = await run_in_threadpool(self.service.conversation, body)
+            ids = await run_in_threadpool(self.service.conversation, body, protocol.tools(body))
         else:
             ids = await run_in_threadpool(self._encode, body)
         return json_response(

@@ -69,6 +69,9 @@ class FakeEngine:
         if sampling.grammar is not None and "bomb" in sampling.grammar.text:
             raise UserError("The grammar is too large.")
 
+    def compile_grammar(self, grammar) -> None:
+        pass
+
     def add(self, prompt, sampling, adapter=None, salt="") -> int:
         self.check(prompt, sampling)
         self.next_id += 1

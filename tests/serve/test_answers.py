@@ -8,9 +8,10 @@ import pytest
 
 from min_llm.infer.request import Output, Token
 from min_llm.serve import protocol
-from min_llm.serve.answers import Chat, Delta
+from min_llm.serve.answers import Chat
 from min_llm.serve.body import Fields
 from min_llm.serve.stream import Job
+from min_llm.serve.tool_parser import ToolParser
 from min_llm.tokenizers.byte import Bytes
 from tests.serve.fake import FakeEngine, likeliest, logprobs
 from tests.serve.servers import serving
@@ -210,39 +211,17 @@ def test_silence_is_filled_with_comments():
     assert lines.count(": ping") >= 4 and lines[-1] == "data: [DONE]"
 
 
-class Calls:
-    """Every word is a call of the tool of that name, letter by letter as they come."""
-
-    def __init__(self):
-        self.number = -1
-
-    def feed(self, text):
-        made = []
-        for letter in text:
-            if letter == " ":
-                made.append(Delta(text="."))
-            elif letter.isupper():
-                self.number += 1
-                made.append(Delta(tool=self.number, id=f"call{self.number}", name=letter))
-            else:
-                made.append(Delta(tool=self.number, arguments=letter))
-        return made
-
-    def finish(self):
-        return [Delta(text="!")]
-
-
 def test_calls_of_tools_are_the_same_in_a_stream_and_whole():
     asked = protocol.common(Fields({}), "toy", (), None)
-    answer = Chat(asked, [Job([1], asked.sampling)], Bytes(), [Calls()])
+    answer = Chat(asked, [Job([1], asked.sampling)], Bytes(), [ToolParser(["F", "G"])])
     chunks = answer.opening()
-    for i, text in enumerate(["F{", "}", " G[", "]"]):
-        chunks += answer.chunks(0, Output(0, 0, (Token(i),), text, "stop" if i == 3 else None))
+    text = ['{"name": "F", "par', 'ameters": {}}', '; {"name": "G", "parameters": {"a', '": [1]}}']
+    for i, some in enumerate(text):
+        chunks += answer.chunks(0, Output(0, 0, (Token(i),), some, "stop" if i == 2 else None))
     (choice,) = answer.whole(chunks)["choices"]
-    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] == ".!"
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
     calls = choice["message"]["tool_calls"]
-    assert [(c["id"], c["function"]) for c in calls] == [
-        ("call0", {"name": "F", "arguments": "{}"}),
-        ("call1", {"name": "G", "arguments": "[]"}),
-    ]
+    assert len({c["id"] for c in calls}) == 2
+    assert [c["function"]["name"] for c in calls] == ["F", "G"]
+    assert [json.loads(c["function"]["arguments"]) for c in calls] == [{}, {"a": [1]}]
     assert [c["choices"][0]["finish_reason"] for c in chunks].count(None) == len(chunks) - 1
