@@ -191,8 +191,8 @@ class Engine:
         return request
 
     def compile_grammar(self, grammar: Grammar) -> Matcher:
-        """UserError if it cannot be followed. It may take seconds: any thread may do it before `add`, which then finds it
-        done."""
+        """UserError if it cannot be followed. Any thread may do this, which can take seconds, before `add` does it
+        again and finds it done."""
         return self._constrainer.compile(grammar)
 
     def abort(self, request: int) -> None:

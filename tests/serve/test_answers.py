@@ -217,7 +217,7 @@ def test_calls_of_tools_are_the_same_in_a_stream_and_whole():
     chunks = answer.opening()
     text = ['{"name": "F", "par', 'ameters": {}}', '; {"name": "G", "parameters": {"a', '": [1]}}']
     for i, some in enumerate(text):
-        chunks += answer.chunks(0, Output(0, 0, (Token(i),), some, "stop" if i == 2 else None))
+        chunks += answer.chunks(0, Output(0, 0, (Token(i),), some, "stop" if i == 3 else None))
     (choice,) = answer.whole(chunks)["choices"]
     assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
     calls = choice["message"]["tool_calls"]

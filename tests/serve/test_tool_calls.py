@@ -127,7 +127,7 @@ def test_json_modes_and_regular_expressions(real):
     assert "".join(again) == made.message.content
 
 
-@pytest.mark.parametrize("regex", ["foo**(", "(" * 60_000, "(?P<a>", "(a{1000}){1000}{1000}"])
+@pytest.mark.parametrize("regex", ["foo**(", "(" * 60_000, "(?P<a>"])
 def test_a_grammar_that_cannot_be_followed_is_refused(real, regex):
     with pytest.raises(openai.BadRequestError):
         client(real).chat.completions.create(
