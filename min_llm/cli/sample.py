@@ -27,9 +27,8 @@ def sample(
     from min_llm.reporting import reporter
 
     platform.use_compilation_cache()
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, max_tokens=max_tokens, n=n, seed=seed)
     loaded = load(model, step)
     reporter().info(f"{loaded.about}, {loaded.cfg.family}, temperature {temperature}")
-    prompts = [loaded.prompt(prompt)] * n
-    for text in loaded.continuations(prompts, max_tokens, sampling, seed):
+    for text in loaded.choices(loaded.prompt(prompt), sampling):
         print(prompt + text)

@@ -35,8 +35,9 @@ def serve(
 ) -> None:
     """Serve MODEL through OpenAI's API until SIGTERM or Ctrl-C."""
     from min_llm import platform
-    from min_llm.infer.engine import Engine, EngineConfig
+    from min_llm.infer.engine import Engine
     from min_llm.infer.load import load
+    from min_llm.infer.options import EngineConfig
     from min_llm.reporting import reporter
     from min_llm.serve.app import Settings
     from min_llm.serve.server import Server, listen

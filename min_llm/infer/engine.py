@@ -15,66 +15,29 @@ import dataclasses
 import itertools
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from min_llm.config import UserError, option
+from min_llm.config import UserError
 from min_llm.infer import compiles, drawing, paged, speculate, step
 from min_llm.infer.answer import Answer
 from min_llm.infer.choose import mixed
 from min_llm.infer.constrain import Constrainer, Matcher
-from min_llm.infer.load import Loaded
+from min_llm.infer.look_back import look_back
+from min_llm.infer.options import EngineConfig, Statistics
 from min_llm.infer.pages import Pages, root
 from min_llm.infer.request import Grammar, Output, Sampling, Token
-from min_llm.infer.scheduler import BLOCK, Part, Plan, Scheduler
+from min_llm.infer.scheduler import Part, Plan, Scheduler
 from min_llm.infer.scheduler import Sequence as Text
 from min_llm.infer.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from min_llm.infer.load import Loaded
 
 SMALLEST_CHUNK = 64  # a shape for short prompts beside the largest one
 MOST_GUESSES = 48  # of all answers together in a step
 FEWEST_ROWS = 8  # products of fewer rows are computed in another way by XLA, with other rounding
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """How much an engine does at once and how much it remembers."""
-
-    max_sequences: int = option(16, "requests that run at once")
-    chunk: int = option(256, "prompt tokens of a step, a multiple of 16")
-    page_size: int = option(16, "tokens of a page of the cache")
-    cache_tokens: int = option(0, "tokens that the cache holds; 0: as many as fit in cache_bytes")
-    cache_bytes: int = option(2**30, "memory of the cache where cache_tokens is 0")
-    model_len: int = option(0, "longest prompt and answer; 0: the model's context")
-    prefix_cache: bool = option(True, "keep prompts for later requests that begin alike")
-    speculate: int = option(0, "tokens of an answer that are guessed for each step")
-
-    def __post_init__(self) -> None:
-        if (
-            min(self.max_sequences, self.page_size, self.cache_bytes) < 1
-            or min(self.cache_tokens, self.speculate) < 0
-        ):
-            raise UserError("max_sequences, page_size and cache_bytes must be at least 1.")
-        if self.chunk < BLOCK or self.chunk % BLOCK:
-            raise UserError(f"chunk is {self.chunk}; it must be a multiple of {BLOCK}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    waiting: int
-    running: int
-    pages_total: int
-    pages_free: int
-    pages_cached: int
-    pages_used: int
-    compiles: int
-    steps: int
-    prompt_tokens: int
-    generated_tokens: int
-    preemptions: int
-    prefix_hits: int  # prompt tokens that were not computed again
-    drafted: int  # guessed tokens that were checked
-    accepted: int
 
 
 class Engine:
@@ -104,7 +67,7 @@ class Engine:
         self._answers: dict[Text, Answer] = {}
         self._later: dict[
             Text, list[Answer]
-        ] = {}  # choices that begin when another one has computed their prompt
+        ] = {}  # choices that wait for another one to compute their prompt
         self._stash: list[Output] = []
         self._constrainer = Constrainer(self.tokenizer, self.vocab, self.ends)
         self._next = 0
@@ -125,7 +88,8 @@ class Engine:
             sorted(singles),
             sorted({min(SMALLEST_CHUNK, config.chunk), config.chunk}),
         )
-        program.warm_up()
+        if config.warm:
+            program.warm_up()
         return program
 
     def _draft(self, loaded: Loaded) -> speculate.Draft:
@@ -293,7 +257,8 @@ class Engine:
             for i in range(n)
         ]
         drawn = iter(drawing.draw(logits, rows))
-        self._look_back(plan, starts, hidden)
+        wanted = [(p, at, self._answers[p.sequence]) for p, at in zip(plan.parts, starts, strict=True)]
+        look_back(self._program, wanted, hidden)
         outputs: list[Output] = []
         for part in plan.parts:
             n = part.count if part in plan.singles else 1
@@ -337,25 +302,6 @@ class Engine:
             return answer.take(token)
         except UserError as error:
             return answer.fail(str(error))
-
-    def _look_back(self, plan: Plan, starts: list[int], hidden: Any) -> None:
-        """Log-probabilities of prompts, and sums of hidden states, for those who want them."""
-        wanted = [(p, at, self._answers[p.sequence]) for p, at in zip(plan.parts, starts, strict=True)]
-        scored = [(p, at, a) for p, at, a in wanted if a.scores is not None]
-        if scored:
-            targets = np.zeros(hidden.shape[0], np.int32)
-            for part, at, _ in scored:
-                following = part.sequence.tokens[part.start + 1 : part.start + part.count + 1]
-                targets[at : at + len(following)] = following
-            k = max(a.sampling.prompt_logprobs or 0 for *_, a in scored)
-            found = self._program.score(hidden, targets, k)
-            for part, at, answer in scored:
-                answer.scored(part.start, part.count, [f[at : at + part.count] for f in found])
-        for part, at, answer in wanted:
-            if answer.embedding is not None:
-                if part.start == 0:
-                    answer.embedding[:] = 0
-                answer.embedding += np.asarray(hidden)[at : at + part.count].astype(np.float32).sum(0)
 
     # -- the lives of answers
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from min_llm import platform, tokenizers
 from min_llm.config import UserError
 from min_llm.formats import gguf_model, huggingface, model
-from min_llm.infer.request import Sampling
-from min_llm.infer.sample import generate
+from min_llm.infer.engine import Engine
+from min_llm.infer.options import EngineConfig
+from min_llm.infer.request import Output, Sampling
 from min_llm.infer.text import opening, prompt_tokens
 from min_llm.models import ModelConfig
 from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
 from min_llm.tokenizers import Tokenizer, chat, hf
 from min_llm.tokenizers.chat import ChatTemplate, Message
 from min_llm.train.begin import read_run
+
+Prompt = str | Sequence[Message] | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,30 +48,53 @@ class Loaded:
             raise UserError(f"{self.about} has no chat template; it continues text (prompt).")
         return chat.encode_chat(self.tokenizer, self.template, messages)
 
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """For a few answers at once; it compiles what it needs when it first needs it."""
+        return Engine(self, EngineConfig(max_sequences=8, chunk=64, cache_bytes=2**29, warm=False))
+
     def generate(
-        self,
-        prompt: str | Sequence[Message] | Sequence[int],
-        max_tokens: int = 200,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        self, prompt: Prompt, max_tokens: int = 200, temperature: float = 0.0, **sampling: Any
     ) -> str:
-        """What comes after a text, the answer to messages, or what comes after tokens."""
+        """What comes after a text, the answer to messages, or what comes after tokens. sampling: fields of
+        `infer.request.Sampling`."""
+        return "".join(self.stream(prompt, max_tokens, temperature, **sampling))
+
+    def stream(
+        self, prompt: Prompt, max_tokens: int = 200, temperature: float = 0.0, **sampling: Any
+    ) -> Iterator[str]:
+        """`generate`, piece by piece as it is made."""
         if isinstance(prompt, str):
             tokens: Sequence[Any] = self.prompt(prompt)
         else:
             tokens = self.ask(prompt) if prompt and not isinstance(prompt[0], int) else prompt  # type: ignore[arg-type]
-        return self.continuations([list(tokens)], max_tokens, Sampling(temperature, top_k, top_p), seed)[0]
+        room = max(1, self.engine.model_len - len(tokens))
+        asked = Sampling(max_tokens=min(max_tokens, room), temperature=temperature, **sampling)
+        request = self.engine.add(tokens, asked)
+        try:
+            while self.engine.busy:
+                yield from (
+                    o.text for o in self._outputs() if o.request == request and o.choice == 0 and o.text
+                )
+        finally:
+            self.engine.abort(request)
 
-    def continuations(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: Sampling, seed: int
-    ) -> list[str]:
-        """Texts that follow these tokens, each up to what ends an answer."""
-        vocab = self.tokenizer.vocab_size
-        end = self.ends[0] if self.ends else None
-        out = generate(self.params, self.cfg, self.runtime, prompts, max_tokens, sampling, seed, end, vocab)
-        return [self.tokenizer.decode(ids) for ids in out]
+    def choices(self, tokens: Sequence[int], sampling: Sampling) -> list[str]:
+        """The texts of sampling.n answers."""
+        request = self.engine.add(tokens, sampling)
+        texts = [""] * sampling.n
+        while self.engine.busy:
+            for output in self._outputs():
+                if output.request == request:
+                    texts[output.choice] += output.text
+        return texts
+
+    def _outputs(self) -> list[Output]:
+        outputs = self.engine.step()
+        for output in outputs:
+            if output.error:
+                raise UserError(output.error)
+        return outputs
 
 
 def load(source: str | Path, step: int | None = None, runtime: RuntimeConfig = RuntimeConfig()) -> Loaded:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
-    from min_llm.infer.engine import Statistics
+    from min_llm.infer.options import Statistics
 
 CONTENT_TYPE = exposition.CONTENT_TYPE_LATEST
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds

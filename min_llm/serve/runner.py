@@ -22,7 +22,8 @@ from min_llm.serve.metrics import Metrics
 from min_llm.serve.stream import Job, Stream
 
 if TYPE_CHECKING:
-    from min_llm.infer.engine import Engine, Statistics
+    from min_llm.infer.engine import Engine
+    from min_llm.infer.options import Statistics
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from min_llm.config import UserError
-from min_llm.infer.engine import Engine, EngineConfig
+from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded
+from min_llm.infer.options import EngineConfig
 from min_llm.infer.request import Sampling
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime

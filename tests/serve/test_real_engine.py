@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from min_llm.infer.engine import Engine, EngineConfig
+from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded
+from min_llm.infer.options import EngineConfig
 from min_llm.nn.runtime import Runtime
 from min_llm.tokenizers.byte import Bytes
 from tests.serve.servers import request, serving, until

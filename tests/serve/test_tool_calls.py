@@ -6,8 +6,9 @@ import json
 import openai
 import pytest
 
-from min_llm.infer.engine import Engine, EngineConfig
+from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded
+from min_llm.infer.options import EngineConfig
 from min_llm.nn.runtime import Runtime
 from min_llm.tokenizers.byte import Bytes
 from tests.serve.fake import FakeEngine
