@@ -106,8 +106,7 @@ class Answer:
         """found: log-probabilities [count] of the tokens behind each of prompt tokens start to start + count, and the
         likeliest tokens with theirs [count, k]."""
         assert self.scores is not None
-        if start == 0:
-            self.scores[:] = [Token(self.sequence.tokens[0])]
+        del self.scores[start + 1 :]  # it may have been preempted
         k = self.sampling.prompt_logprobs or 0
         for i in range(min(count, self.prompt - 1 - start)):
             logprob, ids, tops = (part[i] for part in found)

@@ -256,7 +256,7 @@ class Engine:
             for n in [part.count if part in plan.singles else 1]
             for i in range(n)
         ]
-        drawn = iter(drawing.draw(logits, rows))
+        drawn = iter(self._program.draw(logits, rows))
         wanted = [(p, at, self._answers[p.sequence]) for p, at in zip(plan.parts, starts, strict=True)]
         look_back(self._program, wanted, hidden)
         outputs: list[Output] = []
@@ -309,7 +309,7 @@ class Engine:
         self, request: int, choice: int, prompt: list[int], sampling: Sampling, matcher: Any, salt: str
     ) -> Answer:
         assert sampling.seed is not None
-        scores: list[Token] | None = [] if sampling.prompt_logprobs is not None and choice == 0 else None
+        scores = [Token(prompt[0])] if sampling.prompt_logprobs is not None and choice == 0 else None
         special = frozenset(self.tokenizer.special.values())
         before = () if prompt[-1] in special else prompt  # an answer in a chat begins a text of its own
         penalised = (

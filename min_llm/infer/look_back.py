@@ -13,7 +13,7 @@ from min_llm.infer.step import Program
 def look_back(program: Program, parts: list[tuple[Part, int, Answer]], hidden: Float[Array, "t d"]) -> None:
     """For those answers that want it. parts: of the step's plan, where they begin among its T places, and whose they
     are. hidden: the final hidden states of all places."""
-    scored = [(part, at, answer) for part, at, answer in parts if answer.scores is not None]
+    scored = [(p, at, a) for p, at, a in parts if a.scores is not None and p.start + 1 < a.prompt]
     if scored:
         targets = np.zeros(hidden.shape[0], np.int32)
         for part, at, _ in scored:

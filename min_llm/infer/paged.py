@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from min_llm.infer.pages import TRASH
 from min_llm.kernels.attention import paged
 from min_llm.kernels.mask import Mask
 from min_llm.models import ModelConfig
+from min_llm.nn import axes, context, manual
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 
@@ -26,6 +28,7 @@ class PagedCache:
     tables [rows, most pages]: the pages of each running sequence, in order.
     row [T]: the sequence of each token. index [T]: its place in it; -1 is padding.
     singles: so many tokens come first that belong to any sequence; blocks of one sequence follow.
+    On a mesh the pool is cut over tp by heads; fewer key-value heads than devices are repeated.
     """
 
     keys: Float[Array, "l p z g k"]
@@ -42,21 +45,39 @@ class PagedCache:
     def attend(
         self, layer: Any, q: Array, k: Array, v: Array, mask: Mask, runtime: Runtime
     ) -> tuple[Array, PagedCache]:
-        size = self.keys.shape[2]
-        at = jnp.maximum(self.index, 0)
-        page = jnp.where(self.index < 0, TRASH, self.tables[self.row, at // size])
-        keys = self.keys.at[layer, page, at % size].set(k[0].astype(self.keys.dtype))
-        values = self.values.at[layer, page, at % size].set(v[0].astype(self.values.dtype))
-        out = paged.best()(
-            q[0], keys, values, layer, self.tables, self.row, self.index, mask.window, self.singles
-        )
-        return out[None], dataclasses.replace(self, keys=keys, values=values)
+        places = (self.tables, self.row, self.index)
+        attend = functools.partial(_attend, window=mask.window, singles=self.singles)
+        if axes.on_mesh():  # every device has the pages of its heads
+            k, v = context.spread(k), context.spread(v)
+            q, k, v = (axes.shard(x, None, None, "heads", "head_dim") for x in (q, k, v))
+            operands = (q, k, v, self.keys, self.values, jnp.int32(layer), *places)
+            out, keys, values = manual.shard_map(attend, (q, self.keys, self.values), operands)
+        else:
+            out, keys, values = attend(q, k, v, self.keys, self.values, layer, *places)
+        return out, dataclasses.replace(self, keys=keys, values=values)
+
+
+def _attend(
+    q: Array, k: Array, v: Array, keys: Array, values: Array, layer: Any, tables: Array, row: Array, index: Array,
+    window: int | None, singles: int,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Write the keys and values of all tokens, then attend."""
+    size = keys.shape[2]
+    at = jnp.maximum(index, 0)
+    page = jnp.where(index < 0, TRASH, tables[row, at // size])
+    keys = keys.at[layer, page, at % size].set(k[0].astype(keys.dtype))
+    values = values.at[layer, page, at % size].set(v[0].astype(values.dtype))
+    out = paged.best()(q[0], keys, values, layer, tables, row, index, window, singles)
+    return out[None], keys, values
 
 
 def pool(cfg: ModelConfig, pages: int, size: int, dtype: Any) -> tuple[Array, Array]:
     """Keys and values of `pages` pages of `size` tokens, and of the one that padding is written to."""
-    shape = (cfg.n_layers, 1 + pages, size, cfg.n_kv_heads, cfg.head_dim)  # type: ignore[attr-defined]
-    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    heads = max(cfg.n_kv_heads, axes.sizes().get("tp", 1))  # type: ignore[attr-defined]  # as context.spread has them
+    shape = (cfg.n_layers, 1 + pages, size, heads, cfg.head_dim)  # type: ignore[attr-defined]
+    layout = axes.to_partition((None, None, None, "heads", "head_dim"), shape) if axes.on_mesh() else None
+    zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=layout)
+    return zeros(), zeros()
 
 
 def page_bytes(cfg: ModelConfig, size: int, dtype: Any) -> int:

@@ -96,7 +96,7 @@ class Draft:
         plan = self._scheduler.plan()
         logits, _, _ = self._program.run(plan)
         sampled = [p for p in plan.parts if p.samples]
-        drawn = drawing.draw(
+        drawn = self._program.draw(
             logits, [(_owner(self._shadows, p.sequence), p.start + p.count) for p in sampled]
         )
         for part in plan.parts:

@@ -3,6 +3,7 @@ starts, and never again: what changes from step to step is in arrays."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -11,16 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
-from min_llm import models
+from min_llm import models, platform
+from min_llm.config import UserError
 from min_llm.infer import choose, drawing, paged
+from min_llm.infer.answer import Answer
 from min_llm.infer.paged import PagedCache
 from min_llm.infer.pages import TRASH, Pages
 from min_llm.infer.prepare import prepared
-from min_llm.infer.request import MOST_TOPS
+from min_llm.infer.request import MOST_TOPS, Token
 from min_llm.infer.scheduler import BLOCK, Plan
 from min_llm.models import ModelConfig
+from min_llm.nn import axes
 from min_llm.nn.batch import Batch
 from min_llm.nn.leaves import unembed
 from min_llm.nn.runtime import Runtime
@@ -92,8 +97,13 @@ def forward(
     at = jnp.maximum(index, 0)[None]
     batch = Batch(tokens[None], positions=at, index=at)
     hidden, cache = models.forward(params, cfg, batch, runtime, cache)
-    logits = unembed(hidden[:, sample_at], head)[0, :, :vocab]
-    return logits, hidden[0], cache.keys, cache.values
+    hidden = axes.shard(hidden, None, None, None)
+    return _logits(head, hidden[0, sample_at], vocab), hidden[0], cache.keys, cache.values
+
+
+def _logits(head: Any, hidden: Float[Array, "n d"], vocab: int) -> Float[Array, "n v"]:
+    """The tokenizer's part of the logits, whole on every device."""
+    return axes.shard(unembed(hidden[None], head), None, None, None)[0, :, :vocab]
 
 
 @functools.partial(jax.jit, donate_argnames=("keys", "values"))
@@ -104,22 +114,35 @@ def copy_pages(
     return keys.at[:, target].set(keys[:, source]), values.at[:, target].set(values[:, source])
 
 
-@functools.partial(jax.jit, static_argnames=("vocab", "k"))
+project = jax.jit(_logits, static_argnames="vocab")
+
+
+@functools.partial(jax.jit, static_argnames="k")
 def score(
-    head: Any, hidden: Float[Array, "t d"], targets: Int[Array, " t"], *, vocab: int, k: int
+    logits: Float[Array, "t v"], targets: Int[Array, " t"], k: int
 ) -> tuple[Float[Array, " t"], Int[Array, "t k"], Float[Array, "t k"]]:
     """Log-probabilities of given next tokens, and of the k likeliest ones."""
-    logits = unembed(hidden[None], head)[0, :, :vocab]
     return choose.logprobs(logits, targets[:, None])[:, 0], *choose.tops(logits, k)
 
 
 class Program:
-    """A model's parameters, its pool of pages, and the compiled steps. singles, chunks: the sizes that steps have."""
+    """A model's parameters, its pool of pages, and the compiled steps, on the mesh in use when it is made. singles,
+    chunks: the sizes that steps have."""
 
     def __init__(
         self, params: Any, cfg: ModelConfig, runtime: Runtime, vocab: int, pages: Pages, tables: tuple[int, int],
         singles: Sequence[int], chunks: Sequence[int],
     ) -> None:  # fmt: skip
+        if set(axes.sizes()) - {"tp"}:
+            raise UserError(
+                "The engine runs on one device or on a tensor-parallel mesh: set all axes but tp to 1."
+            )
+        mesh = jax.sharding.get_mesh() if axes.on_mesh() else None
+        self._mesh = functools.partial(jax.set_mesh, mesh) if mesh else contextlib.nullcontext
+        self._alone = platform.first_device if mesh else contextlib.nullcontext
+        if mesh:
+            layouts = axes.shardings(models.spec(cfg))
+            params = jax.tree.map(lambda w, p: jax.device_put(w, NamedSharding(mesh, p)), params, layouts)
         self._params, self._head, self._runtime = prepared(params, cfg, runtime)
         self.vocab, self._cfg, self._pages = vocab, cfg, pages
         self._singles, self._chunks = sorted(singles), sorted(chunks)
@@ -133,9 +156,9 @@ class Program:
 
     def empty(self) -> None:
         """Forget what the pages hold."""
-        self._keys, self._values = paged.pool(
-            self._cfg, self._pages.total, self._pages.size, self._runtime.dtype
-        )
+        with self._mesh():
+            pool = paged.pool(self._cfg, self._pages.total, self._pages.size, self._runtime.dtype)
+        self._keys, self._values = pool
 
     def run(self, plan: Plan) -> tuple[Array, Array, list[int]]:
         """Logits [S, V] of the places whose next token is drawn, in the order of the plan, then padding; hidden states
@@ -151,8 +174,15 @@ class Program:
     def score(self, hidden: Array, targets: np.ndarray, k: int) -> list[np.ndarray]:
         """`score` of the last step's hidden states, for k up to 1 or up to MOST_TOPS."""
         most = 1 if k <= 1 else MOST_TOPS
-        out = score(self._head, hidden, targets, vocab=self.vocab, k=most)
-        return [np.asarray(a) for a in out]
+        with self._mesh():
+            logits = project(self._head, hidden, vocab=self.vocab)
+        with self._alone():
+            return [np.asarray(a) for a in score(_here(logits), targets, k=most)]
+
+    def draw(self, logits: Array, wanted: list[tuple[Answer, int]]) -> list[Token]:
+        """`drawing.draw` on the first device."""
+        with self._alone():
+            return drawing.draw(logits, wanted)
 
     def warm_up(self) -> None:
         """Compile everything, by computing padding."""
@@ -165,7 +195,8 @@ class Program:
                 for k in (1, MOST_TOPS):
                     self.score(hidden, np.zeros(hidden.shape[0], np.int32), k)
             else:
-                drawing.warm_up(logits)
+                with self._alone():
+                    drawing.warm_up(logits)
 
     def _shape(self, plan: Plan) -> tuple[int, int]:
         """The smallest compiled one that holds the plan."""
@@ -177,14 +208,21 @@ class Program:
 
     def _forward(self, layout: Layout) -> tuple[Array, Array]:
         places = np.stack([layout.tokens, layout.row, layout.index])
-        logits, hidden, self._keys, self._values = forward(
-            self._params, self._head, self._keys, self._values, self._tables, places, layout.sample_at,
-            cfg=self._cfg, runtime=self._runtime, singles=layout.singles, vocab=self.vocab,
-        )  # fmt: skip
-        return logits, hidden
+        with self._mesh():
+            logits, hidden, self._keys, self._values = forward(
+                self._params, self._head, self._keys, self._values, self._tables, places, layout.sample_at,
+                cfg=self._cfg, runtime=self._runtime, singles=layout.singles, vocab=self.vocab,
+            )  # fmt: skip
+        return _here(logits), hidden
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         source, target = np.full((2, COPIES), TRASH, np.int32)
         for i, (a, b) in enumerate(copies):
             source[i], target[i] = a, b
-        self._keys, self._values = copy_pages(self._keys, self._values, source, target)
+        with self._mesh():
+            self._keys, self._values = copy_pages(self._keys, self._values, source, target)
+
+
+def _here(x: Array) -> Array:
+    """What every device of the mesh has, on the first alone, where the tokens are drawn."""
+    return x if len(x.devices()) == 1 else x.addressable_data(0)

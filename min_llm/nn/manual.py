@@ -21,10 +21,11 @@ def on_devices(local: Callable[..., Array], *operands: Any) -> Array:
 
 
 def _run(local: Callable[..., Array], *operands: Any) -> Array:
-    return _shard_map(local, operands[0], operands)
+    return shard_map(local, operands[0], operands)
 
 
-def _shard_map(local: Callable[..., Any], results: Any, operands: tuple) -> Any:
+def shard_map(local: Callable[..., Any], results: Any, operands: tuple) -> Any:
+    """`local` on every device's pieces of the operands; what it returns is laid out like `results`, arrays."""
     call = jax.shard_map(
         local,
         in_specs=jax.tree.map(axes.partition, operands),
@@ -63,7 +64,7 @@ def _backward(local: Callable[..., Array], operands: tuple, dy: Array) -> tuple:
         grads = jax.vjp(forward, [leaves[i] for i in floats])[1](dy)[0]
         return [jax.lax.psum(d, names) if names else d for d, names in zip(grads, uncut, strict=True)]
 
-    grads = _shard_map(pull, [leaves[i] for i in floats], (leaves, dy))
+    grads = shard_map(pull, [leaves[i] for i in floats], (leaves, dy))
     found = dict(zip(floats, map(_varying, grads), strict=True))
     return jax.tree.unflatten(tree, [found.get(i) for i in range(len(leaves))])
 
