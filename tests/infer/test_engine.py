@@ -172,7 +172,7 @@ def test_nothing_is_compiled_after_the_start():
     one.embed(prompts(3, 50))
     assert one.statistics().compiles == before
     before = engine().statistics().compiles
-    (found,), outputs = answers(engine(), [(prompts(33)[0], Sampling(max_tokens=1, prompt_logprobs=1))])
+    _, outputs = answers(engine(), [(prompts(33)[0], Sampling(max_tokens=1, prompt_logprobs=1))])
     assert (
         engine().statistics().compiles == before
     )  # the prompt's last token came alone, behind two chunks of 16
