@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,7 +86,7 @@ def race(sides: Sequence[Side], rounds: int, block_seconds: float) -> list[Recor
         for turn in range(rounds):
             first = turn % len(sides)
             for i in [*range(first, len(sides)), *range(first)]:
-                answer, others = timed(children[i], blocks[i])
+                answer, others = timed(children[i], "steps", n=blocks[i])
                 records[i].others.append(others)
                 records[i].step_seconds.append(answer["seconds"] / blocks[i])
                 records[i].peak, records[i].loss = answer["peak"], answer["loss"]
@@ -110,20 +111,31 @@ def ratio(ours: Record, peer: Record) -> tuple[float, list[float]]:
     return median_and_spread([theirs / mine for mine, theirs in paired])
 
 
-def timed(child: Child, steps: int) -> tuple[dict[str, Any], float]:
-    """The answer of a block of steps, and the cores that everybody but this child used meanwhile.
+def timed(child: Child, op: str, tries: int = 3, **request: Any) -> tuple[dict[str, Any], float]:
+    """The answer of a block of work, which tells its "seconds", and the cores that everybody but this child used
+    meanwhile.
 
-    A block that others disturbed is made again, at most twice: threads that wait for each other lose far more
-    than the time that is taken from them.
+    A block that others disturbed is made again, until it is the last of `tries`: threads that wait for each other lose
+    far more than the time that is taken from them.
     """
-    for _ in range(3):
+    for _ in range(tries):
         own, everybody = cpu_seconds(child.pid), machine_seconds()
-        answer = child.call("steps", timeout=START_SECONDS, n=steps)
+        answer = child.call(op, timeout=START_SECONDS, **request)
         used = (machine_seconds() - everybody) - (cpu_seconds(child.pid) - own)
         others = max(0.0, used / answer["seconds"])
         if others <= QUIET:
             break
     return answer, others
+
+
+def idle(children: Mapping[str, int], seconds: float = 0.5) -> None:
+    """RuntimeError if one of these waiting processes (names and their ids) keeps a core busy."""
+    before = {name: cpu_seconds(pid) for name, pid in children.items()}
+    time.sleep(seconds)
+    for name, pid in children.items():
+        used = (cpu_seconds(pid) - before[name]) / seconds
+        if used > QUIET:
+            raise RuntimeError(f"{name} uses {used:.1f} cores while it waits, so no other side can be timed")
 
 
 def cpu_seconds(pid: int) -> float:
