@@ -123,13 +123,17 @@ def read(answer: Mapping[str, Any], case: Case) -> tuple[float, float]:
         raise RuntimeError("a row has fewer tokens than were asked for")
     between = int(((at > first) & (at <= end)).sum())
     if between < case.steady * case.batch:
-        raise RuntimeError(f"only {between} tokens came between the last row's first and the first row's last")
+        raise RuntimeError(
+            f"only {between} tokens came between the last row's first and the first row's last"
+        )
     return float(first), between / float(end - first)
 
 
 def bytes_per_step(model: str, precision: str, case: Case) -> int:
     """The weights, and keys and values of 16 bits of every row in the middle of its answer."""
-    return weight_bytes(model, precision) + case.batch * cached_bytes(model) * (case.prompt + case.tokens // 2)
+    return weight_bytes(model, precision) + case.batch * cached_bytes(model) * (
+        case.prompt + case.tokens // 2
+    )
 
 
 weight_bytes = functools.cache(models.weight_bytes)
@@ -154,8 +158,11 @@ def bandwidth(size: int, threads: int, repeats: int = 7) -> float:
     return size / min(seconds)
 
 
-def race(model: str, cases: Sequence[Case], sides: Sequence[Side], rounds: int) -> dict[Case, list[Record]]:
-    """Load every side, then the cases, each with rounds in which all sides have their turn."""
+def race(
+    model: str, cases: Sequence[Case], sides: Sequence[Side], rounds: int, tries: int
+) -> dict[Case, list[Record]]:
+    """Load every side, then the cases, each with rounds in which all sides have their turn; a turn that other processes
+    disturbed is taken again, up to `tries` times."""
     records = {case: [Record(side) for side in sides] for case in cases}
     vocabulary = models.config(model).vocab_size
     with ExitStack() as stack:
@@ -167,7 +174,7 @@ def race(model: str, cases: Sequence[Case], sides: Sequence[Side], rounds: int) 
             stack.enter_context(children[side])
             say(f"  {side}: loaded in {loaded['seconds']:.1f} s {loaded.get('build', '')}".rstrip())
         for child in children.values():
-            child.call("generate", timeout=START_SECONDS, prompts=cases[0].prompts(vocabulary, -1 % 2**32), n=4)
+            child.call("generate", timeout=START_SECONDS, prompts=cases[0].prompts(vocabulary, rounds), n=4)
         idle({str(side): child.pid for side, child in children.items()})
         for case in cases:
             for turn in range(rounds):
@@ -178,7 +185,7 @@ def race(model: str, cases: Sequence[Case], sides: Sequence[Side], rounds: int) 
                         bound(record, model, case)
                         continue
                     answer, others = timed(
-                        children[record.side], "generate", 2, prompts=prompts, n=case.tokens
+                        children[record.side], "generate", tries, prompts=prompts, n=case.tokens
                     )
                     seconds, rate = read(answer, case)
                     record.first.append(seconds)
@@ -240,7 +247,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default=",".join(models.MODELS))
-    parser.add_argument("--cases", default=",".join(f"{c.batch}x{c.prompt}" for c in CASES), help="BATCHxPROMPT")
+    parser.add_argument(
+        "--cases", default=",".join(f"{c.batch}x{c.prompt}" for c in CASES), help="BATCHxPROMPT"
+    )
     parser.add_argument("--precisions", default=",".join(models.KINDS))
     parser.add_argument("--programs", default=",".join(PROGRAMS))
     parser.add_argument("--rounds", type=int, default=3, help="in each of which every side has its turn")
@@ -259,9 +268,9 @@ def main() -> None:
         cases = [Case.named(name) for name in options.cases.split(",")]
     except ValueError:
         parser.error(f"--cases {options.cases}: a case is BATCHxPROMPT, such as 4x64")
-    rounds = options.rounds
+    rounds, tries = options.rounds, 2
     if options.quick:
-        named, cases, rounds = [models.SMOL], [Case(1, 16, steady=8)], 2
+        named, cases, rounds, tries = [models.SMOL], [Case(1, 16, steady=4)], 2, 1
     if client.interpreter() is None:
         parser.error(client.MISSING)
     with machine.exclusive(say):
@@ -270,7 +279,7 @@ def main() -> None:
         for model in named:
             say(model)
             sides = sides_of([p for p in precisions if p in LIGHT.get(model, precisions)], programs)
-            for case, records in race(model, cases, sides, rounds).items():
+            for case, records in race(model, cases, sides, rounds, tries).items():
                 rows = rows_of(model, case, records)
                 if options.dry:
                     print(*rows, sep="\n")

@@ -10,10 +10,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.results import median_and_spread
 from peers import client
@@ -21,6 +21,8 @@ from peers.pipe import Child
 
 START_SECONDS = 1200.0  # a compilation with autotuning takes minutes
 QUIET = 0.1  # cores that others may use while a block is timed: this process, the system, waiting sides
+
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,17 +114,23 @@ def ratio(ours: Record, peer: Record) -> tuple[float, list[float]]:
 
 
 def timed(child: Child, op: str, tries: int = 3, **request: Any) -> tuple[dict[str, Any], float]:
-    """The answer of a block of work, which tells its "seconds", and the cores that everybody but this child used
-    meanwhile.
+    """The answer of a block of work, and the cores that everybody but this child used meanwhile."""
+    return alone([child.pid], lambda: child.call(op, timeout=START_SECONDS, **request), tries)
+
+
+def alone(pids: Sequence[int], work: Callable[[], Answer], tries: int = 3) -> tuple[Answer, float]:
+    """What a block of work gives, and the cores that everybody but these processes used meanwhile.
 
     A block that others disturbed is made again, until it is the last of `tries`: threads that wait for each other lose
     far more than the time that is taken from them.
     """
     for _ in range(tries):
-        own, everybody = cpu_seconds(child.pid), machine_seconds()
-        answer = child.call(op, timeout=START_SECONDS, **request)
-        used = (machine_seconds() - everybody) - (cpu_seconds(child.pid) - own)
-        others = max(0.0, used / answer["seconds"])
+        own, everybody = sum(map(cpu_seconds, pids)), machine_seconds()
+        began = time.perf_counter()
+        answer = work()
+        seconds = time.perf_counter() - began
+        used = (machine_seconds() - everybody) - (sum(map(cpu_seconds, pids)) - own)
+        others = max(0.0, used / seconds)
         if others <= QUIET:
             break
     return answer, others

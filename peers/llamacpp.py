@@ -42,7 +42,10 @@ def generate(prompts: np.ndarray, n: int) -> dict[str, Any]:
             row = seconds[chunk["choices"][0]["index"], : chunk["timings"]["predicted_n"]]
             row[np.isinf(row)] = time.perf_counter() - began
 
-    _ask({"prompt": prompts.tolist(), "max_tokens": n, "stream": True, "timings_per_token": True, **GREEDY}, note)
+    _ask(
+        {"prompt": prompts.tolist(), "max_tokens": n, "stream": True, "timings_per_token": True, **GREEDY},
+        note,
+    )
     return {"seconds": time.perf_counter() - began, "at": seconds}
 
 
