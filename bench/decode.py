@@ -88,7 +88,7 @@ class Record:
     first: list[float] = dataclasses.field(default_factory=list)
     rate: list[float] = dataclasses.field(default_factory=list)
     others: list[float] = dataclasses.field(default_factory=list)
-    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def sides_of(precisions: Sequence[str], programs: Sequence[str]) -> list[Side]:
@@ -172,7 +172,9 @@ def race(
                 continue
             children[side], loaded = open_child(side, model, cases)
             stack.enter_context(children[side])
-            say(f"  {side}: loaded in {loaded['seconds']:.1f} s {loaded.get('build', '')}".rstrip())
+            say(f"  {side}: loaded in {loaded['seconds']:.1f} s")
+            for case in cases:
+                records[case][sides.index(side)].facts |= {k: v for k, v in loaded.items() if k == "build"}
         for child in children.values():
             child.call("generate", timeout=START_SECONDS, prompts=cases[0].prompts(vocabulary, rounds), n=4)
         idle({str(side): child.pid for side, child in children.items()})
@@ -201,7 +203,7 @@ def bound(record: Record, model: str, case: Case) -> None:
     size = bytes_per_step(model, record.side.precision, case)
     speed = bandwidth(size, results.cores())
     record.rate.append(case.batch * speed / size)
-    record.facts = {"bytes_per_step": size, "bytes_per_second": speed}
+    record.facts |= {"bytes_per_step": size, "bytes_per_second": speed}
 
 
 def summary(record: Record) -> str:

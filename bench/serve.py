@@ -15,6 +15,7 @@ Needs `make env-peers`; takes the machine's lock.
 import argparse
 import asyncio
 import dataclasses
+import functools
 import os
 import socket
 import subprocess
@@ -186,7 +187,9 @@ def under_load(records: Sequence[Record], clients: int, number: int, rounds: int
             for i in [*range(turn % len(records), len(records)), *range(turn % len(records))]:
                 record, server = records[i], servers[i]
                 made, others = alone(
-                    [server.pid, os.getpid()], lambda: load.run(server.address, work, clients), tries
+                    [server.pid, os.getpid()],
+                    functools.partial(load.run, server.address, work, clients),
+                    tries,
                 )
                 record.others.append(others)
                 for name, value in figures(*made).items():
