@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +36,7 @@ PREFILL = 256  # prompt tokens of one step, at least: meanwhile rows that have b
 BOUND = "bandwidth bound"
 OURS = {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}}  # runtime of a precision
 PROGRAMS = ("min_llm", "transformers dynamic", "transformers static", "llama.cpp", BOUND)
+MOST_PROMPT = {models.BILLION: 1024}  # tokens of all prompts of a case: more take minutes to read
 LIGHT = {models.BILLION: ("bfloat16", "q8_0")}  # precisions that fit beside each other in memory
 
 
@@ -160,42 +161,43 @@ def bandwidth(size: int, threads: int, repeats: int = 7) -> float:
 
 def race(
     model: str, cases: Sequence[Case], sides: Sequence[Side], rounds: int, tries: int
-) -> dict[Case, list[Record]]:
+) -> Iterator[tuple[Case, list[Record]]]:
     """Load every side, then the cases, each with rounds in which all sides have their turn; a turn that other processes
     disturbed is taken again, up to `tries` times."""
-    records = {case: [Record(side) for side in sides] for case in cases}
     vocabulary = models.config(model).vocab_size
     with ExitStack() as stack:
         children: dict[Side, Child] = {}
+        builds: dict[Side, str] = {}
         for side in sides:
             if side.program == BOUND:
                 continue
             children[side], loaded = open_child(side, model, cases)
             stack.enter_context(children[side])
+            builds |= {side: loaded["build"]} if "build" in loaded else {}
             say(f"  {side}: loaded in {loaded['seconds']:.1f} s")
-            for case in cases:
-                records[case][sides.index(side)].facts |= {k: v for k, v in loaded.items() if k == "build"}
         for child in children.values():
             child.call("generate", timeout=START_SECONDS, prompts=cases[0].prompts(vocabulary, rounds), n=4)
         idle({str(side): child.pid for side, child in children.items()})
         for case in cases:
+            records = [
+                Record(side, facts={"build": builds[side]} if side in builds else {}) for side in sides
+            ]
             for turn in range(rounds):
                 prompts = case.prompts(vocabulary, turn)
                 first = turn % len(sides)
-                for record in [*records[case][first:], *records[case][:first]]:
+                for record in [*records[first:], *records[:first]]:
                     if record.side.program == BOUND:
                         bound(record, model, case)
                         continue
-                    answer, others = timed(
-                        children[record.side], "generate", tries, prompts=prompts, n=case.tokens
-                    )
+                    child = children[record.side]
+                    answer, others = timed(child, "generate", tries, prompts=prompts, n=case.tokens)
                     seconds, rate = read(answer, case)
                     record.first.append(seconds)
                     record.rate.append(rate)
                     record.others.append(others)
-            for record in records[case]:
+            for record in records:
                 say(f"  {case.batch} x {case.prompt}, {summary(record)}")
-    return records
+            yield case, records
 
 
 def bound(record: Record, model: str, case: Case) -> None:
@@ -281,7 +283,8 @@ def main() -> None:
         for model in named:
             say(model)
             sides = sides_of([p for p in precisions if p in LIGHT.get(model, precisions)], programs)
-            for case, records in race(model, cases, sides, rounds, tries).items():
+            fit = [c for c in cases if c.batch * c.prompt <= MOST_PROMPT.get(model, c.batch * c.prompt)]
+            for case, records in race(model, fit, sides, rounds, tries) if fit else ():
                 rows = rows_of(model, case, records)
                 if options.dry:
                     print(*rows, sep="\n")
