@@ -110,10 +110,13 @@ def open_child(side: Side, model: str, cases: Sequence[Case]) -> tuple[Child, di
         program, _, cache = side.program.partition(" ")
         request = {"program": program, "threads": results.cores()}
         request |= {"dtype": side.precision, "cache": cache} if cache else {"rows": rows, "length": length}
-    written = models.folder if "transformers" in side.program else models.gguf
-    path = str(written(model, side.precision))
-    models.forget()
-    return child, child.call("load", timeout=START_SECONDS, path=path, **request)
+    return child, child.call("load", timeout=START_SECONDS, path=str(file_of(side, model)), **request)
+
+
+def file_of(side: Side, model: str) -> Path:
+    """The model as the side's program reads it, written if it is not there."""
+    written = models.folder if side.program.startswith("transformers") else models.gguf
+    return written(model, side.precision)
 
 
 def read(answer: Mapping[str, Any], case: Case) -> tuple[float, float]:
@@ -165,6 +168,9 @@ def race(
     """Load every side, then the cases, each with rounds in which all sides have their turn; a turn that other processes
     disturbed is taken again, up to `tries` times."""
     vocabulary = models.config(model).vocab_size
+    for side in sides:
+        file_of(side, model)
+    models.forget()
     with ExitStack() as stack:
         children: dict[Side, Child] = {}
         builds: dict[Side, str] = {}

@@ -7,6 +7,7 @@ code that writes them.
 import functools
 import hashlib
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,15 @@ def weight_bytes(model: str, precision: str) -> int:
 
 
 def shelf() -> Path:
-    """The folder of files that this code writes."""
+    """The folder of files that this code writes; those that older code wrote are removed."""
     from min_llm import formats
 
     source = sorted(Path(formats.__file__).parent.glob("*.py"))
     key = hashlib.sha256(b"".join([Path(__file__).read_bytes(), *(p.read_bytes() for p in source)]))
     folder = platform.home() / "bench" / key.hexdigest()[:12]
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.mkdir(parents=True)
     return folder
 
 
