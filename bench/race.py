@@ -9,10 +9,11 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.results import median_and_spread
 from peers import client
@@ -20,6 +21,8 @@ from peers.pipe import Child
 
 START_SECONDS = 1200.0  # a compilation with autotuning takes minutes
 QUIET = 0.1  # cores that others may use while a block is timed: this process, the system, waiting sides
+
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,7 @@ def race(sides: Sequence[Side], rounds: int, block_seconds: float) -> list[Recor
         for turn in range(rounds):
             first = turn % len(sides)
             for i in [*range(first, len(sides)), *range(first)]:
-                answer, others = timed(children[i], blocks[i])
+                answer, others = timed(children[i], "steps", n=blocks[i])
                 records[i].others.append(others)
                 records[i].step_seconds.append(answer["seconds"] / blocks[i])
                 records[i].peak, records[i].loss = answer["peak"], answer["loss"]
@@ -110,20 +113,37 @@ def ratio(ours: Record, peer: Record) -> tuple[float, list[float]]:
     return median_and_spread([theirs / mine for mine, theirs in paired])
 
 
-def timed(child: Child, steps: int) -> tuple[dict[str, Any], float]:
-    """The answer of a block of steps, and the cores that everybody but this child used meanwhile.
+def timed(child: Child, op: str, tries: int = 3, **request: Any) -> tuple[dict[str, Any], float]:
+    """The answer of a block of work, and the cores that everybody but this child used meanwhile."""
+    return alone([child.pid], lambda: child.call(op, timeout=START_SECONDS, **request), tries)
 
-    A block that others disturbed is made again, at most twice: threads that wait for each other lose far more
-    than the time that is taken from them.
+
+def alone(pids: Sequence[int], work: Callable[[], Answer], tries: int = 3) -> tuple[Answer, float]:
+    """What a block of work gives, and the cores that everybody but these processes used meanwhile.
+
+    A block that others disturbed is made again, until it is the last of `tries`: threads that wait for each other lose
+    far more than the time that is taken from them.
     """
-    for _ in range(3):
-        own, everybody = cpu_seconds(child.pid), machine_seconds()
-        answer = child.call("steps", timeout=START_SECONDS, n=steps)
-        used = (machine_seconds() - everybody) - (cpu_seconds(child.pid) - own)
-        others = max(0.0, used / answer["seconds"])
+    for _ in range(tries):
+        own, everybody = sum(map(cpu_seconds, pids)), machine_seconds()
+        began = time.perf_counter()
+        answer = work()
+        seconds = time.perf_counter() - began
+        used = (machine_seconds() - everybody) - (sum(map(cpu_seconds, pids)) - own)
+        others = max(0.0, used / seconds)
         if others <= QUIET:
             break
     return answer, others
+
+
+def idle(children: Mapping[str, int], seconds: float = 0.5) -> None:
+    """RuntimeError if one of these waiting processes (names and their ids) keeps a core busy."""
+    before = {name: cpu_seconds(pid) for name, pid in children.items()}
+    time.sleep(seconds)
+    for name, pid in children.items():
+        used = (cpu_seconds(pid) - before[name]) / seconds
+        if used > QUIET:
+            raise RuntimeError(f"{name} uses {used:.1f} cores while it waits, so no other side can be timed")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -120,13 +120,13 @@ def command() -> str:
     return shlex.join(["python", *script, *sys.argv[1:]])
 
 
-def path(bench: str, machine: str | None = None) -> Path:
-    return RESULTS / f"{bench}.{machine or machine_name()}.json"
+def path(bench: str, machine: str | None = None, into: Path | None = None) -> Path:
+    return (into or RESULTS) / f"{bench}.{machine or machine_name()}.json"
 
 
-def read(bench: str, machine: str | None = None) -> list[Row]:
+def read(bench: str, machine: str | None = None, into: Path | None = None) -> list[Row]:
     """The rows written so far, or none."""
-    file = path(bench, machine)
+    file = path(bench, machine, into)
     return json.loads(file.read_text()) if file.exists() else []
 
 
@@ -137,11 +137,17 @@ def identity(bench: str, made: Row) -> str:
 
 
 def write(
-    bench: str, rows: Sequence[Row], *, versions: Mapping[str, str] | None = None, machine: str | None = None
+    bench: str,
+    rows: Sequence[Row],
+    *,
+    versions: Mapping[str, str] | None = None,
+    machine: str | None = None,
+    into: Path | None = None,
 ) -> Path:
     """Complete `rows` and put them in the bench's file of this machine; atomic. Rows of other ids stay.
 
-    `versions` adds the peers' libraries; `machine` overrides the name (a GPU benchmark names its card).
+    `versions` adds the peers' libraries; `machine` overrides the name (a GPU benchmark names its card); `into`
+    the folder.
     """
     machine = machine or machine_name()
     common: Row = {
@@ -152,7 +158,7 @@ def write(
         "command": command(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    done = {old["id"]: old for old in read(bench, machine)}
+    done = {old["id"]: old for old in read(bench, machine, into)}
     for made in rows:
         full = {"id": identity(bench, made), **common, **made}
         missing = [name for name in FIELDS if name not in full]
@@ -161,7 +167,7 @@ def write(
                 f"a row of {bench} lacks {', '.join(missing)}; build rows with bench.results.row"
             )
         done[full["id"]] = {name: full[name] for name in (*FIELDS, *(k for k in full if k not in FIELDS))}
-    file = path(bench, machine)
+    file = path(bench, machine, into)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(json.dumps(list(done.values()), indent=1, ensure_ascii=False) + "\n")

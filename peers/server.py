@@ -111,6 +111,32 @@ def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
     return train_and_score(**request)
 
 
+GENERATORS = {"transformers": "peers.generation", "llama.cpp": "peers.llamacpp"}
+_generator: Any = None
+
+
+def load(program: str, **request: Any) -> dict[str, Any]:
+    """program of GENERATORS and what its `load` takes: a model that continues prompts from then on."""
+    global _generator
+    import importlib
+
+    _generator = importlib.import_module(GENERATORS[program])
+    return _generator.load(**request)
+
+
+def generate(**request: Any) -> dict[str, Any]:
+    """prompts, n -> seconds and at: `generate` of the program that is loaded."""
+    from peers.memory import peak
+
+    return {**_generator.generate(**request), "peak": peak()}
+
+
+def continuation(**request: Any) -> dict[str, Any]:
+    """prompt, n -> tokens and text: peers.llamacpp.continuation."""
+    return _generator.continuation(**request)
+
+
 if __name__ == "__main__":
     operations = (versions, llama, mixtral, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
-    serve({f.__name__: f for f in (*operations, make_folder, folder_logits)})
+    folders = (make_folder, folder_logits)
+    serve({f.__name__: f for f in (*operations, *folders, load, generate, continuation)})
