@@ -49,4 +49,6 @@ def policy(text: str) -> str:
 
 def _hashes(text: str, tag: str) -> str:
     parts = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts)
+    return " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts
+    )

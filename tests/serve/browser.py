@@ -21,7 +21,13 @@ FLAGS = (
     "--disable-extensions --disable-background-networking --disable-component-update --mute-audio --hide-scrollbars"
 ).split()
 # Chromium reads commands from descriptor 3 and writes to 4.
-START = "import os, sys; r, w = map(int, sys.argv[1:3]); r, w = os.dup(r), os.dup(w); r, w = os.dup(r), os.dup(w); os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Failed(Exception):
@@ -86,7 +92,9 @@ class Page:
         """Waits for an expression to be true."""
         end = time.monotonic() + seconds
         while not self.run(f"!!({script})"):
-            assert time.monotonic() < end, f"not in time: {script}\n{self.run('document.body.innerText')}\n{self.logged}"
+            assert time.monotonic() < end, (
+                f"not in time: {script}\n{self.run('document.body.innerText')}\n{self.logged}"
+            )
             time.sleep(0.02)
 
     def size(self, width: int, height: int, phone: bool = False) -> None:
@@ -97,7 +105,9 @@ class Page:
 
     def place(self, script: str) -> tuple[float, float]:
         """The middle of the element that an expression gives."""
-        x, y = self.run(f"(() => {{ const r = ({script}).getClientRects()[0]; return [r.x + r.width / 2, r.y + r.height / 2] }})()")
+        x, y = self.run(
+            f"(() => {{ const r = ({script}).getClientRects()[0]; return [r.x + r.width / 2, r.y + r.height / 2] }})()"
+        )
         return x, y
 
     def point(self, script: str) -> None:
@@ -115,7 +125,13 @@ class Page:
         self.send("Input.insertText", text=text)
 
     def press(self, key: str, shift: bool = False) -> None:
-        codes = {"Enter": (13, "\r"), "Escape": (27, ""), "ArrowRight": (39, ""), "ArrowLeft": (37, ""), "Tab": (9, "")}
+        codes = {
+            "Enter": (13, "\r"),
+            "Escape": (27, ""),
+            "ArrowRight": (39, ""),
+            "ArrowLeft": (37, ""),
+            "Tab": (9, ""),
+        }
         code, text = codes[key]
         for kind in ("keyDown", "keyUp"):
             self.send(
