@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from min_llm.cli import data, models, tokenizer
+from min_llm.cli.chat import chat
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
 from min_llm.cli.export import export
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command(add_help_option=False)(train)
 app.command()(launch)
 app.command()(sample)
+app.command()(chat)
 app.command()(serve)
 app.command()(export)
 app.command()(report)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from min_llm.config import UserError
@@ -21,6 +20,7 @@ from min_llm.serve.edge import Keys, Presence, Record
 from min_llm.serve.errors import Refused, error_response, json_response, unavailable
 from min_llm.serve.metrics import Metrics
 from min_llm.serve.openapi import document
+from min_llm.serve.page import page
 from min_llm.serve.runner import Runner
 from min_llm.serve.service import Served, Service
 from min_llm.serve.text import Texts
@@ -28,7 +28,6 @@ from min_llm.serve.text import Texts
 if TYPE_CHECKING:
     from min_llm.infer.engine import Engine
 
-PAGE = Path(__file__).with_name("chat.html")
 OPEN = ("/", "/health/live", "/health/ready", "/openapi.json")  # no key is needed for these
 
 
@@ -86,11 +85,6 @@ def application(served: Served, engine: Engine, settings: Settings = Settings())
 
     async def described(request: Request) -> Response:
         return json_response(document(served.name))
-
-    async def page(request: Request) -> Response:
-        if not PAGE.is_file():
-            raise Refused("This server has no page; its API is described at /openapi.json.", status=404)
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
