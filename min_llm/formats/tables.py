@@ -198,9 +198,7 @@ def read(
     def there(row: Row, i: int) -> str:
         return row.theirs(i).removeprefix(short)
 
-    wanted = {
-        there(row, i): row.line.shape(row.shape) for row in rows(cfg, sizes) for i in row.layers or [0]
-    }
+    wanted = {there(row, i): row.line.shape(row.shape) for row in rows(cfg, sizes) for i in row.layers or [0]}
     missing = sorted(wanted.keys() - here)
     surplus = sorted(
         name for name in here - wanted.keys() if not name.endswith(IGNORED) and not _tied(cfg, name)
@@ -258,39 +256,41 @@ def with_biases(cfg: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
     return full, from_names(full, zeros | given)
 
 
+def placed(cfg: ModelConfig, params: Any) -> list[tuple[Row, Any]]:
+    """Every leaf of these parameters with what it is."""
+    sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in params.layers]
+    return list(zip(rows(cfg, sizes), jax.tree.leaves(params, is_leaf=is_leaf), strict=True))
+
+
 def write(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
     """(their name, shape, what makes it) of every tensor, layer by layer as their files have them. A `Leaf` is made as
     that of one layer."""
-    sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in params.layers]
-    every = list(rows(cfg, sizes))
-    leaf = dict(zip((row.name for row in every), jax.tree.leaves(params, is_leaf=is_leaf), strict=True))
-    inner = [row for row in every if row.layers]
-    first = every.index(inner[0])
-    outer = [row for row in every if not row.layers]
-    yield from _tensors(outer[:first], leaf, 0)
-    for i in range(sum(sizes)):
-        yield from _tensors([row for row in inner if row.layers and i in row.layers], leaf, i)
-    yield from _tensors(outer[first:], leaf, 0)
+    every = placed(cfg, params)
+    inner = [(row, leaf) for row, leaf in every if row.layers]
+    outer = [(row, leaf) for row, leaf in every if not row.layers]
+    first = next(i for i, (row, _) in enumerate(every) if row.layers)
+    yield from _tensors(outer[:first], 0)
+    for i in range(max(row.layers.stop for row, _ in inner if row.layers)):
+        yield from _tensors([(row, leaf) for row, leaf in inner if row.layers and i in row.layers], i)
+    yield from _tensors(outer[first:], 0)
 
 
-def _tensors(
-    some: list[Row], leaf: Mapping[str, Any], i: int
-) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
+def _tensors(some: list[tuple[Row, Any]], i: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
     """Of layer i, or of what is outside the layers; leaves that are parts of one tensor follow each other in a table."""
 
-    def one(row: Row) -> Any:
+    def one(row: Row, leaf: Any) -> Any:
         at = ... if row.layers is None else i - row.layers.start
-        given = leaf[row.name]
-        if is_leaf(given):
-            return jax.tree.map(lambda a: a[at], given)
-        return row.line.theirs(np.asarray(given[at]))
+        if is_leaf(leaf):
+            return jax.tree.map(lambda a: a[at], leaf)
+        return row.line.theirs(np.asarray(leaf[at]))
 
-    def make(group: list[Row]) -> Any:
-        return one(group[0]) if len(group) == 1 else np.concatenate([one(row) for row in group], axis=-1)
+    def make(group: list[tuple[Row, Any]]) -> Any:
+        return one(*group[0]) if len(group) == 1 else np.concatenate([one(*part) for part in group], axis=-1)
 
-    for their_name, found in itertools.groupby(some, lambda row: row.theirs(i)):
+    for their_name, found in itertools.groupby(some, lambda placed: placed[0].theirs(i)):
         group = list(found)
-        yield their_name, group[0].line.shape(group[0].shape), functools.partial(make, group)
+        row = group[0][0]
+        yield their_name, row.line.shape(row.shape), functools.partial(make, group)
 
 
 def _tied(cfg: ModelConfig, name: str) -> bool:

@@ -93,6 +93,11 @@ class GroupsInt4(Quantized):
     def of(cls, w: Float[Array, "*layers m k"], shape: tuple[int, ...], size: int = 32) -> Self:
         return cls(*rounding.int4_groups(w, size), shape)
 
+    @property
+    def group(self) -> int:
+        """Values that share a scale."""
+        return 2 * self.values.shape[-1] // self.scales.shape[-1]
+
     def matrix(self) -> Float[Array, "*layers m padded"]:
         """With the zeros that fill the last group."""
         values = rounding.unpacked(self.values).astype(jnp.float32)

@@ -45,8 +45,7 @@ def quantize(params: Any, spec: Any, method: str, group: int = GROUP) -> Any:
                 "least 3. Choose another method."
             )
         first, middle, last = (
-            jax.tree.map(lambda w, s=s: w[s], stack)
-            for s in (slice(0, 1), slice(1, n - 1), slice(n - 1, n))
+            jax.tree.map(lambda w, s=s: w[s], stack) for s in (slice(0, 1), slice(1, n - 1), slice(n - 1, n))
         )
         stacks += [first, _layers(make, middle, described, _is_feed_forward), last]
     made = dataclasses.replace(params, layers=tuple(stacks))
@@ -70,7 +69,9 @@ def _maker(method: str, group: int) -> MakeLeaf:
     if method != "int4":
         return METHODS[method].of
     if group < 8 or group % 8:
-        raise UserError(f"A group of {group} values cannot be packed; choose a multiple of 8, such as {GROUP}.")
+        raise UserError(
+            f"A group of {group} values cannot be packed; choose a multiple of 8, such as {GROUP}."
+        )
     return functools.partial(GroupsInt4.of, size=group)
 
 
