@@ -123,8 +123,8 @@ def scheme(given: Mapping[str, Any], where: Any) -> Scheme | None:
         if isinstance(group, dict) and config.get("format") == known and _is(method, group):
             return Scheme(method, group["weights"].get("group_size") or 0)
     raise UserError(
-        f"{where} is quantized in a way that cannot be read ({config.get('format')!r}); there are {', '.join(FORMATS)}, "
-        "symmetric, with scales a row of the weights (int4: a group) and a token of the activations."
+        f"{where} is quantized in a way that cannot be read ({config.get('format')!r}); there are "
+        f"{', '.join(FORMATS)}, symmetric, a scale a row of the weights (int4: a group) and a token of activations."
     )
 
 
@@ -211,7 +211,7 @@ def _leaf(name: str, tensor: Callable[[str], np.ndarray], scheme: Scheme, where:
     elif scheme.method == "int4":
         missing = groups * scheme.group // 2 - 4 * values.shape[1]
         values = np.pad(_bytes(values), [(0, 0), (0, missing)], constant_values=ZERO_NIBBLES)
-    return METHODS[scheme.method](values, scales, shape)
+    return METHODS[scheme.method](values, scales, shape)  # type: ignore[arg-type]  # NumPy's, until they are stacked
 
 
 def _bytes(words: np.ndarray) -> np.ndarray:

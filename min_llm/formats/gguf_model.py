@@ -142,8 +142,8 @@ def write(
         raise UserError(f"A GGUF file is written in {', '.join(FILE_TYPES)}, not {kind!r}.")
     if is_quantized(params):
         raise UserError(
-            "A model quantized by min-llm is written as a folder, not as GGUF. Export the one that it was made of, with "
-            "--dtype Q8_0 or Q4_0."
+            "A quantized model is written as a folder, not as GGUF. Export the one that it was made of, with --dtype "
+            "Q8_0 or Q4_0."
         )
     cfg, params = tables.with_biases(cfg, params)
     metadata = metadata_of(cfg) | {"general.file_type": FILE_TYPES[kind]} | dict(tokenizer or {})

@@ -276,7 +276,7 @@ def write(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, tuple[int, ...],
 
 
 def _tensors(some: list[tuple[Row, Any]], i: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
-    """Of layer i, or of what is outside the layers; leaves that are parts of one tensor follow each other in a table."""
+    """Of layer i, or of what is outside of them; leaves that are parts of one tensor follow each other in a table."""
 
     def one(row: Row, leaf: Any) -> Any:
         at = ... if row.layers is None else i - row.layers.start
