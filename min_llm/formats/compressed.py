@@ -180,7 +180,12 @@ def read(
         )
 
     def one(name: str) -> Any:
-        return _leaf(name, tensor, scheme, where) if name in quantized else tensor(name)
+        if name in quantized:
+            return _leaf(name, tensor, scheme, where)
+        array = tensor(name)
+        if array.dtype in (np.int8, FP8):
+            raise UserError(f"{where} does not hold this model: {name} lacks its scale, {name}{SCALE}.")
+        return array
 
     layers = max(row.layers.stop for row, _ in rows if row.layers)
     kinds = [[row.leaf for row, _ in rows if row.theirs(i) in quantized] for i in range(layers)]

@@ -1,7 +1,8 @@
 """Rounding to 8 and 4 bits: what is kept of a matrix, and what one unit of it is worth.
 
 Every scheme is symmetric (0 stays 0) and has a scale a row, or a group of a row: x ≈ values · scales. Rows are cut off
-from each other, so what an outlier costs is paid in its own row alone.
+from each other, so what an outlier costs is paid in its own row alone. Scales are made by a multiplication: XLA may
+compile a division by a constant to either, with other bits in another program.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ FP8_LARGEST = 448.0  # of e4m3fn, which has no infinity: what is larger becomes 
 def int8_rows(x: Float[Array, "*b n k"]) -> tuple[Int8[Array, "*b n k"], Float[Array, "*b n 1"]]:
     """Values from -127 to 127 and float32 scales; each value within half a unit of x."""
     x = x.astype(jnp.float32)
-    scales = jnp.maximum(jnp.abs(x).max(-1, keepdims=True), SMALLEST) / 127
+    scales = jnp.maximum(jnp.abs(x).max(-1, keepdims=True), SMALLEST) * (1 / 127)
     return jnp.round(x / scales).astype(jnp.int8), scales
 
 
@@ -29,7 +30,7 @@ def int4_groups(
     though there is no +8."""
     x = jnp.pad(x.astype(jnp.float32), [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)])
     groups = x.reshape(*x.shape[:-1], -1, size)
-    scales = jnp.maximum(jnp.abs(groups).max(-1), SMALLEST) / 7.5
+    scales = jnp.maximum(jnp.abs(groups).max(-1), SMALLEST) * (1 / 7.5)
     values = jnp.clip(jnp.round(groups / scales[..., None]), -8, 7).astype(jnp.int8)
     return packed(values.reshape(x.shape)), scales
 
@@ -54,5 +55,5 @@ def fp8_rows(
     it saturates, so that one huge value cannot push the rest of its row below the smallest number of the format."""
     x = x.astype(jnp.float32)
     largest = jnp.clip(jnp.abs(x).max(-1, keepdims=True), SMALLEST, bound)
-    scales = largest / FP8_LARGEST
+    scales = largest * (1 / FP8_LARGEST)
     return jnp.clip(x / scales, -FP8_LARGEST, FP8_LARGEST).astype(FP8), scales

@@ -154,7 +154,7 @@ def test_the_command_writes_what_load_and_sample_read(tmp_path, capsys):
     ]
     train = ["model.max_seq_len=64", "train.steps=2", "train.batch_size=2", "train.seq_len=16", "train.eval_every=0",
              "data.tokenizer=bpe:260", f"data.source={tmp_path / 'text.txt'}", f"out={tmp_path}", "name=run",
-             "sample.every=0", "log.tensorboard=false", "runtime.dtype=float32"]  # fmt: skip
+             "sample.every=0", "sample.max_tokens=8", "log.tensorboard=false", "runtime.dtype=float32"]  # fmt: skip
     cli("train", *model, *train)
     cli("quantize", tmp_path / "run", tmp_path / "q", "--method", "fp8", "--dtype", "float32")
     ours = load(tmp_path / "run")
@@ -172,5 +172,5 @@ def test_the_command_writes_what_load_and_sample_read(tmp_path, capsys):
     with pytest.raises(UserError, match="no method 'int3'"):
         cli("quantize", tmp_path / "run", tmp_path / "r", "--method", "int3")
     with pytest.raises(UserError, match="is quantized and cannot be trained"):
-        cli("train", *train, f"init_from={tmp_path / 'q'}", "name=other")
+        cli("train", *model, *train, f"init_from={tmp_path / 'q'}", "name=other")
     assert any_model.found(tmp_path / "q") == tmp_path / "q"

@@ -97,7 +97,7 @@ def test_leaves_are_leaves_of_any_shape(method):
 
 def test_what_is_quantized():
     def names(toy, method):
-        cfg, params = quantized(toy, method)
+        _, params = quantized(toy, method)
         found = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: isinstance(x, Quantized))
         return {
             jax.tree_util.keystr(path, simple=True, separator=".")
@@ -124,9 +124,16 @@ def test_fp8_leaves_the_first_and_the_last_layer_bit_for_bit():
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("toy, method, most", [
-    ("llama", "int8", 0.03), ("tied", "w8a8", 0.1), ("gpt2", "w8a8", 0.1), ("mixtral", "int8", 0.05), ("tied", "fp8", 0.15),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "toy, method, most",
+    [
+        ("llama", "int8", 0.03),
+        ("tied", "w8a8", 0.1),
+        ("gpt2", "w8a8", 0.1),
+        ("mixtral", "int8", 0.05),
+        ("tied", "fp8", 0.15),
+    ],
+)
 def test_models_stay_near_what_they_were(toy, method, most, scan):
     cfg, params = quantized(toy, method)
     batch = Batch(rows().tokens)

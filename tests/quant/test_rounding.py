@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from min_llm.quant import rounding
 
-MATRICES = st.tuples(st.integers(1, 5), st.integers(1, 70), st.integers(0, 2**32 - 1))
+MATRICES = st.tuples(st.integers(1, 5), st.sampled_from([1, 15, 32, 70]), st.integers(0, 2**32 - 1))
 
 
 def matrix(n, k, seed):
@@ -20,7 +20,7 @@ def matrix(n, k, seed):
 
 
 @given(MATRICES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_int8_is_within_half_a_unit_and_uses_the_whole_range(size):
     x = matrix(*size)
     values, scales = map(np.asarray, rounding.int8_rows(x))
@@ -29,7 +29,7 @@ def test_int8_is_within_half_a_unit_and_uses_the_whole_range(size):
 
 
 @given(MATRICES, st.sampled_from([8, 32]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_int4_is_within_half_a_unit_and_comes_back_from_its_bytes(size, group):
     x = matrix(*size)
     packed, scales = map(np.asarray, rounding.int4_groups(x, group))
@@ -46,7 +46,7 @@ def test_packed_bytes_hold_the_first_value_in_the_lower_half():
 
 
 @given(MATRICES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_fp8_rounds_as_ml_dtypes_does(size):
     x = matrix(*size)
     values, scales = map(np.asarray, rounding.fp8_rows(x))
@@ -84,4 +84,5 @@ def test_the_bound_saves_the_rest_of_a_row_and_cuts_the_outlier():
 @pytest.mark.parametrize("way", [rounding.int8_rows, rounding.fp8_rows])
 def test_what_is_not_finite_does_not_look_finite(way, bad):
     values, scales = way(np.array([[1, bad, 2]], np.float32))
-    assert not np.isfinite(np.asarray(values).astype(np.float32) * np.asarray(scales)).all()
+    with np.errstate(invalid="ignore"):
+        assert not np.isfinite(np.asarray(values).astype(np.float32) * np.asarray(scales)).all()
