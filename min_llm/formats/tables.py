@@ -20,6 +20,7 @@ import numpy as np
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.models import ModelConfig, gpt2
+from min_llm.nn.layers import length
 from min_llm.nn.leaves import is_leaf
 from min_llm.spec import is_param, leaves
 
@@ -258,7 +259,7 @@ def with_biases(cfg: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
 
 def placed(cfg: ModelConfig, params: Any) -> list[tuple[Row, Any]]:
     """Every leaf of these parameters with what it is."""
-    sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in params.layers]
+    sizes = [length(stack) for stack in params.layers]
     return list(zip(rows(cfg, sizes), jax.tree.leaves(params, is_leaf=is_leaf), strict=True))
 
 

@@ -41,7 +41,9 @@ def prepared(params: Any, cfg: ModelConfig, runtime: Runtime) -> tuple[Any, Any,
     scan = not any(_is_sliced(p, w) for s in stacks for p, w in zip(_leaves(layer), _leaves(s), strict=True))
     if not scan:
         stacks = [one for stack in stacks for one in _apart(stack)]
-    without = {"layers": ()} | ({"head": None} if hasattr(params, "head") else {})  # it is read from `head` alone
+    without = {"layers": ()} | (
+        {"head": None} if hasattr(params, "head") else {}
+    )  # it is read from `head` alone
     spec, rest = (dataclasses.replace(tree, **without) for tree in (models.spec(cfg), params))
     outside = map_spec(lambda p, w: _prepared(p, w, runtime), spec, rest)
     head = head if is_leaf(head) else _read(head[None], 1, runtime, alone=True)

@@ -40,6 +40,8 @@ class Whole(Protocol):
     def of_layer(self, layer: Int[Array, ""] | int) -> Leaf:
         """The parameter of one layer."""
         ...
+
+
 def is_leaf(x: Any) -> bool:
     """For `jax.tree` functions that are to see such a parameter as one."""
     return isinstance(x, Leaf)

@@ -20,6 +20,7 @@ import jax
 from jaxtyping import Array
 
 from min_llm.config import UserError, nearest
+from min_llm.nn.layers import length
 from min_llm.nn.leaves import is_leaf
 from min_llm.quant.leaves import METHODS, GroupsInt4, Quantized
 from min_llm.spec import Param, map_spec
@@ -37,7 +38,7 @@ def quantize(params: Any, spec: Any, method: str, group: int = GROUP) -> Any:
         raise UserError("This model is quantized already. Begin with the one that it was made of.")
     stacks: list[Any] = []
     for stack, described in zip(params.layers, spec.layers, strict=True):
-        n = jax.tree.leaves(stack)[0].shape[0]
+        n = length(stack)
         if method != "fp8":
             stacks.append(_layers(make, stack, described, _multiplies))
             continue
