@@ -15,6 +15,7 @@ from min_llm.cli.doctor import doctor
 from min_llm.cli.export import export
 from min_llm.cli.launch import launch
 from min_llm.cli.plan import plan
+from min_llm.cli.quantize import quantize
 from min_llm.cli.report import probe_app, report
 from min_llm.cli.sample import sample
 from min_llm.cli.serve import serve
@@ -33,6 +34,7 @@ app.command()(sample)
 app.command()(chat)
 app.command()(serve)
 app.command()(export)
+app.command()(quantize)
 app.command()(report)
 app.add_typer(probe_app, name="probe")
 app.add_typer(data.app, name="data")

@@ -17,6 +17,7 @@ from min_llm.config import UserError
 from min_llm.formats import gguf, tables
 from min_llm.models import ModelConfig, gpt2, llama
 from min_llm.nn.rope import RopeScaling, frequencies
+from min_llm.quant.quantize import is_quantized
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
 FREQUENCIES = "rope_freqs.weight"
@@ -29,9 +30,9 @@ def read(path: Path, dtype: str = "float32") -> tuple[ModelConfig, Any, dict[str
     file = gguf.read(path)
     cfg = config_of(file, path)
     known: dict[str, tuple[str, tables.Line, str]] = {}  # by Hugging Face's names
-    for leaf, line, param in tables.lines(cfg):
-        for i in range(param.shape[0] if leaf.startswith("layers.") else 1):
-            known[line.name.format(i=i)] = (line.gguf.format(i=i), line, leaf.rpartition(".")[2])
+    for row in tables.rows(cfg):
+        for i in row.layers or [0]:
+            known[row.theirs(i)] = (row.line.gguf.format(i=i), row.line, row.leaf)
     theirs = {there: name for name, (there, _, _) in known.items()}
 
     def tensor(name: str) -> np.ndarray:
@@ -139,9 +140,14 @@ def write(
     the others are F16 and vectors F32. tokenizer: metadata ("tokenizer.ggml.…") that goes with it."""
     if kind not in FILE_TYPES:
         raise UserError(f"A GGUF file is written in {', '.join(FILE_TYPES)}, not {kind!r}.")
+    if is_quantized(params):
+        raise UserError(
+            "A quantized model is written as a folder, not as GGUF. Export the one that it was made of, with --dtype "
+            "Q8_0 or Q4_0."
+        )
     cfg, params = tables.with_biases(cfg, params)
     metadata = metadata_of(cfg) | {"general.file_type": FILE_TYPES[kind]} | dict(tokenizer or {})
-    by_name = {line.name: (line, leaf.rpartition(".")[2]) for leaf, line, _ in tables.lines(cfg)}
+    by_name = {row.line.name: (row.line, row.leaf) for row in tables.rows(cfg)}
     arch = metadata["general.architecture"]
     entries: dict[str, tuple[tuple[int, ...], str]] = {}
     makers: dict[str, Any] = {}

@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from min_llm.config import UserError
-from min_llm.formats import configs, tables
+from min_llm.formats import compressed, configs, tables
 from min_llm.models import ModelConfig
+from min_llm.nn.leaves import is_leaf
+from min_llm.quant.rounding import FP8
 
 CONFIG, ONE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -36,21 +38,39 @@ def read_config(folder: Path) -> ModelConfig:
 
 def read(folder: Path, dtype: str = "float32") -> tuple[ModelConfig, Any]:
     """Configuration and parameters in `dtype`, each file memory-mapped and each tensor read once."""
-    cfg = read_config(folder)
+    given = _json(folder / CONFIG)
+    cfg = configs.from_json(given, folder / CONFIG)
+    scheme = compressed.scheme(given, folder / CONFIG)
     places = _places(folder)
     with contextlib.ExitStack() as stack:
         files = {path: stack.enter_context(_opened(path)) for path in sorted(set(places.values()))}
 
         def tensor(name: str) -> np.ndarray:
             try:
-                return files[places[name]].get_tensor(name)
+                file = files[places[name]]
+                if file.get_slice(name).get_dtype() == "F8_E4M3":  # safetensors has no NumPy dtype for it
+                    return _raw(places[name], name).view(FP8)
+                return file.get_tensor(name)
             except (SafetensorError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{places[name]} does not give {name}: {error}. Copy or download it again."
                 ) from error
 
         names = [name for file in files.values() for name in file.keys()]  # noqa: SIM118 (not a mapping)
+        if scheme is not None:
+            return cfg, compressed.read(cfg, names, tensor, folder, dtype, scheme)
         return cfg, tables.read(cfg, names, tensor, folder, dtype)
+
+
+def _raw(path: Path, name: str) -> np.ndarray:
+    """The bytes of a tensor of a safetensors file, in its shape: after 8 bytes with the length of the header comes the
+    header, JSON, and then what the offsets count from."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + length + start)
+        return np.frombuffer(file.read(end - start), np.uint8).reshape(entry["shape"])
 
 
 def end_ids(folder: Path) -> list[int]:
@@ -89,9 +109,9 @@ def write(
     extra: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a folder that transformers reads, with the texts of `extra` as further files. It appears whole, or not at
-    all; one that is there is left alone."""
-    cfg, params = tables.with_biases(cfg, params)
-    made = configs.to_json(cfg, dtype)
+    all; one that is there is left alone. dtype: of what is not quantized."""
+    cfg, params = tables.with_biases(compressed.untied(cfg, params), params)
+    made = configs.to_json(cfg, dtype) | compressed.to_json(cfg, params)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is there already and not empty. Choose another folder, or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -123,12 +143,20 @@ def _write_shards(folder: Path, cfg: ModelConfig, params: Any, dtype: str, most:
             shards.append([])
             held = 0
         shards[-1].append((name, make))
-        held, total = held + n, total + n
+        held += n  # at most: what is quantized is smaller
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = ONE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        arrays = {name: np.ascontiguousarray(make().astype(jnp.dtype(dtype))) for name, make in shard}
+        arrays: dict[str, np.ndarray] = {}
+        for name, make in shard:
+            leaf = make()
+            arrays |= (
+                compressed.tensors(name, leaf)
+                if is_leaf(leaf)
+                else {name: np.ascontiguousarray(leaf.astype(jnp.dtype(dtype)))}
+            )
         save_file(arrays, folder / file, metadata={"format": "pt"})
+        total += sum(array.nbytes for array in arrays.values())
         weight_map |= dict.fromkeys(arrays, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

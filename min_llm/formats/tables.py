@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ import numpy as np
 from min_llm import models
 from min_llm.config import UserError
 from min_llm.models import ModelConfig, gpt2
-from min_llm.spec import Param, is_param, leaves
+from min_llm.nn.layers import length
+from min_llm.nn.leaves import is_leaf
+from min_llm.spec import is_param, leaves
 
 Kind = Literal["table", "vector", "out, in", "in, out"]
 
@@ -36,8 +38,13 @@ class Line:
     inputs: int = 1
     part: tuple[int, int] = (0, 1)
 
-    def ours(self, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Their tensor as our leaf of one layer; a ValueError where the shapes do not agree."""
+    def ours(self, theirs: Any, shape: tuple[int, ...]) -> Any:
+        """Their tensor as our leaf of one layer; a ValueError where the shapes do not agree. A `Leaf` has their shape
+        and is given ours."""
+        if is_leaf(theirs):
+            if theirs.shape != self.shape(shape):
+                raise ValueError(theirs.shape)
+            return dataclasses.replace(theirs, shape=shape)
         which, of = self.part
         if of > 1:
             theirs = np.split(theirs, of, axis=-1)[which]
@@ -48,7 +55,7 @@ class Line:
         return theirs.reshape(shape)
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Our leaf of one layer as their tensor, or the part of it that is ours."""
+        """Our array of one layer as their tensor, or the part of it that is ours."""
         flat = ours.reshape(self._flat(ours.shape))
         return flat.T if self.kind == "out, in" else flat
 
@@ -134,39 +141,65 @@ def table(cfg: ModelConfig) -> dict[str, Line]:
     return TABLES[cfg.family]
 
 
-def lines(cfg: ModelConfig) -> Iterator[tuple[str, Line, Param]]:
-    """(dotted name, line, Param) of every leaf of the model; a Param of "layers." is stacked."""
-    known = table(cfg)
-    for name, param in leaves(models.spec(cfg)):
-        yield name, known[name.rpartition(".")[2]], param
+class Row(NamedTuple):
+    """One leaf of a model. name: dotted, "layers.0.wq". shape: of one layer. layers: those that it stacks; None where
+    it belongs to no layer."""
+
+    name: str
+    line: Line
+    shape: tuple[int, ...]
+    layers: range | None
+
+    @property
+    def leaf(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    def theirs(self, i: int) -> str:
+        """Its name in layer i by Hugging Face."""
+        return self.line.name.format(i=i)
+
+    @property
+    def stacked(self) -> tuple[int, ...]:
+        return self.shape if self.layers is None else (len(self.layers), *self.shape)
+
+
+def rows(cfg: ModelConfig, sizes: Sequence[int] = ()) -> Iterator[Row]:
+    """Every leaf of the model, in tree order. sizes: of the stacks in which its layers lie; all in one without them."""
+    known, spec = table(cfg), models.spec(cfg)
+    sizes = sizes or [jax.tree.leaves(spec.layers, is_leaf=is_param)[0].shape[0]]
+    ends = list(itertools.accumulate(sizes))
+    for name, param in leaves(dataclasses.replace(spec, layers=spec.layers * len(sizes))):
+        line = known[name.rpartition(".")[2]]
+        if name.startswith("layers."):
+            end, n = ends[i := int(name.split(".")[1])], sizes[i]
+            yield Row(name, line, param.shape[1:], range(end - n, end))
+        else:
+            yield Row(name, line, param.shape, None)
 
 
 def read(
     cfg: ModelConfig,
     names: list[str],
-    tensor: Callable[[str], np.ndarray],
+    tensor: Callable[[str], Any],
     where: Any,
     dtype: str = "float32",
+    sizes: Sequence[int] = (),
 ) -> Any:
     """Our parameters from their tensors, one leaf after the other: never more than the model and one leaf of it.
 
-    names: all that are there, by Hugging Face's names; tensor: reads one. Raises UserError that lists what is missing,
-    left over and misshapen.
+    names: all that are there, by Hugging Face's names. tensor: reads one, as an array, which becomes one of `dtype`, or
+    as a `Leaf` of their shape, which stays what it is. sizes: of the stacks, as in `rows`. Raises UserError that lists
+    what is missing, left over and misshapen.
     """
     here = set(names)
     short = (
         "transformer." if cfg.family == "gpt2" and "wte.weight" in here else ""
     )  # how OpenAI's are published
 
-    def there(line: Line, i: int) -> str:
-        return line.name.format(i=i).removeprefix(short)
+    def there(row: Row, i: int) -> str:
+        return row.theirs(i).removeprefix(short)
 
-    wanted = {
-        there(line, i): line.shape(param.shape[1:] if stacked else param.shape)
-        for name, line, param in lines(cfg)
-        for stacked in [name.startswith("layers.")]
-        for i in range(param.shape[0] if stacked else 1)
-    }
+    wanted = {there(row, i): row.line.shape(row.shape) for row in rows(cfg, sizes) for i in row.layers or [0]}
     missing = sorted(wanted.keys() - here)
     surplus = sorted(
         name for name in here - wanted.keys() if not name.endswith(IGNORED) and not _tied(cfg, name)
@@ -177,32 +210,39 @@ def read(
         )
     wrong: list[str] = []
 
-    def piece(line: Line, i: int, shape: tuple[int, ...]) -> np.ndarray:
-        name = there(line, i)
+    def piece(row: Row, i: int) -> Any:
+        name = there(row, i)
         theirs = tensor(name)
         try:
-            return line.ours(theirs, shape)
+            return row.line.ours(theirs, row.shape)
         except ValueError:
             wrong.append(f"{name} {list(theirs.shape)}, not {list(wanted[name])}")
-            return np.zeros(shape, np.float32)
+            return theirs if is_leaf(theirs) else np.zeros(row.shape, np.float32)
 
-    def leaf(name: str, line: Line, param: Param) -> Any:
-        if not name.startswith("layers."):
-            return jnp.asarray(piece(line, 0, param.shape), dtype)
-        stacked = np.empty(param.shape, jnp.dtype(dtype))
-        for i in range(param.shape[0]):
-            stacked[i] = piece(line, i, param.shape[1:])
+    def leaf(row: Row) -> Any:
+        if row.layers is None:
+            one = piece(row, 0)
+            return jax.tree.map(jnp.asarray, one) if is_leaf(one) else jnp.asarray(one, dtype)
+        first = piece(row, row.layers[0])
+        if is_leaf(first):
+            others = [piece(row, i) for i in row.layers[1:]]
+            return first if wrong else jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), first, *others)
+        stacked = np.empty(row.stacked, jnp.dtype(dtype))
+        stacked[0] = first
+        for i in row.layers[1:]:
+            stacked[i - row.layers.start] = piece(row, i)
         return jnp.asarray(stacked)
 
-    found = {name: leaf(name, line, param) for name, line, param in lines(cfg)}
+    found = {row.name: leaf(row) for row in rows(cfg, sizes)}
     if wrong:
         raise UserError(f"{where} does not hold this model. {_listed('Misshapen', sorted(set(wrong)))}")
-    return from_names(cfg, found)
+    return from_names(cfg, found, sizes)
 
 
-def from_names(cfg: ModelConfig, found: Mapping[str, Any]) -> Any:
+def from_names(cfg: ModelConfig, found: Mapping[str, Any], sizes: Sequence[int] = ()) -> Any:
     """The parameter tree of a model from its leaves by their dotted names."""
     spec = models.spec(cfg)
+    spec = dataclasses.replace(spec, layers=spec.layers * (len(sizes) or 1))
     order = [found[name] for name, _ in leaves(spec)]
     return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=is_param), order)
 
@@ -212,40 +252,46 @@ def with_biases(cfg: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
     if not isinstance(cfg, gpt2.Config) or cfg.bias:
         return cfg, params
     full = dataclasses.replace(cfg, bias=True)
-    given = dict(zip((name for name, _, _ in lines(cfg)), jax.tree.leaves(params), strict=True))
-    zeros = {name: np.zeros(param.shape, np.float32) for name, _, param in lines(full) if name not in given}
+    given = dict(zip((row.name for row in rows(cfg)), jax.tree.leaves(params), strict=True))
+    zeros = {row.name: np.zeros(row.stacked, np.float32) for row in rows(full) if row.name not in given}
     return full, from_names(full, zeros | given)
 
 
-def write(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    """(their name, shape, what makes it) of every tensor, layer by layer as their files have them."""
-    every = list(lines(cfg))
-    leaf = dict(zip((name for name, _, _ in every), jax.tree.leaves(params), strict=True))
-    inner = [row for row in every if row[0].startswith("layers.")]
-    first = every.index(inner[0])
-    outer = [row for row in every if row not in inner]
-    yield from _tensors(outer[:first], leaf, None)
-    for i in range(inner[0][2].shape[0]):
-        yield from _tensors(inner, leaf, i)
-    yield from _tensors(outer[first:], leaf, None)
+def placed(cfg: ModelConfig, params: Any) -> list[tuple[Row, Any]]:
+    """Every leaf of these parameters with what it is."""
+    sizes = [length(stack) for stack in params.layers]
+    return list(zip(rows(cfg, sizes), jax.tree.leaves(params, is_leaf=is_leaf), strict=True))
 
 
-def _tensors(
-    rows: list[tuple[str, Line, Param]], leaf: Mapping[str, Any], i: int | None
-) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    """Of one layer, or of what is outside them; leaves that are parts of one tensor follow each other in a table."""
+def write(cfg: ModelConfig, params: Any) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
+    """(their name, shape, what makes it) of every tensor, layer by layer as their files have them. A `Leaf` is made as
+    that of one layer."""
+    every = placed(cfg, params)
+    inner = [(row, leaf) for row, leaf in every if row.layers]
+    outer = [(row, leaf) for row, leaf in every if not row.layers]
+    first = next(i for i, (row, _) in enumerate(every) if row.layers)
+    yield from _tensors(outer[:first], 0)
+    for i in range(max(row.layers.stop for row, _ in inner if row.layers)):
+        yield from _tensors([(row, leaf) for row, leaf in inner if row.layers and i in row.layers], i)
+    yield from _tensors(outer[first:], 0)
 
-    def make(some: list[tuple[str, Line, Param]]) -> np.ndarray:
-        arrays = [
-            line.theirs(np.asarray(leaf[name] if i is None else leaf[name][i])) for name, line, _ in some
-        ]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
 
-    for their_name, group in itertools.groupby(rows, lambda row: row[1].name):
-        some = list(group)
-        _, line, param = some[0]
-        shape = line.shape(param.shape if i is None else param.shape[1:])
-        yield their_name.format(i=i), shape, functools.partial(make, some)
+def _tensors(some: list[tuple[Row, Any]], i: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
+    """Of layer i, or of what is outside of them; leaves that are parts of one tensor follow each other in a table."""
+
+    def one(row: Row, leaf: Any) -> Any:
+        at = ... if row.layers is None else i - row.layers.start
+        if is_leaf(leaf):
+            return jax.tree.map(lambda a: a[at], leaf)
+        return row.line.theirs(np.asarray(leaf[at]))
+
+    def make(group: list[tuple[Row, Any]]) -> Any:
+        return one(*group[0]) if len(group) == 1 else np.concatenate([one(*part) for part in group], axis=-1)
+
+    for their_name, found in itertools.groupby(some, lambda placed: placed[0].theirs(i)):
+        group = list(found)
+        row = group[0][0]
+        yield their_name, row.line.shape(row.shape), functools.partial(make, group)
 
 
 def _tied(cfg: ModelConfig, name: str) -> bool:

@@ -13,18 +13,23 @@ from min_llm.kernels import cpu
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
 from min_llm.nn.layers import length
-from min_llm.nn.leaves import Leaf, Whole
+from min_llm.nn.leaves import Leaf, Whole, is_leaf
 from min_llm.nn.packed import pack
 from min_llm.nn.runtime import Runtime
-from min_llm.spec import Param, map_spec
+from min_llm.spec import Param, leaves, map_spec
 
 READ = ("matrix", "head", "embedding")  # roles that enter products or are looked up
 
 
 def rounded(params: Any, cfg: ModelConfig, runtime: Runtime) -> Any:
     """Parameters with everything that enters a product in the compute dtype: the same numbers that `dot` would round
-    them to at each use, half the bytes to read for each token."""
-    return map_spec(lambda p, w: w.astype(runtime.dtype) if p.role in READ else w, models.spec(cfg), params)
+    them to at each use, half the bytes to read for each token. Leaves that bring their own product stay as they are."""
+    read = {name.rpartition(".")[2] for name, p in leaves(models.spec(cfg)) if p.role in READ}
+
+    def leaf(path: tuple, w: Any) -> Any:
+        return w if is_leaf(w) or path[-1].name not in read else w.astype(runtime.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, is_leaf=is_leaf)
 
 
 def prepared(params: Any, cfg: ModelConfig, runtime: Runtime) -> tuple[Any, Any, Runtime]:
@@ -36,16 +41,17 @@ def prepared(params: Any, cfg: ModelConfig, runtime: Runtime) -> tuple[Any, Any,
     scan = not any(_is_sliced(p, w) for s in stacks for p, w in zip(_leaves(layer), _leaves(s), strict=True))
     if not scan:
         stacks = [one for stack in stacks for one in _apart(stack)]
-    spec = dataclasses.replace(models.spec(cfg), layers=())
-    outside = map_spec(lambda p, w: _prepared(p, w, runtime), spec, dataclasses.replace(params, layers=()))
-    if getattr(outside, "head", None) is not None:
-        outside = dataclasses.replace(outside, head=None)  # it is read from `head` alone
-    head = head if isinstance(head, Leaf) else _read(head[None], 1, runtime, alone=True)
+    without = {"layers": ()} | (
+        {"head": None} if hasattr(params, "head") else {}
+    )  # it is read from `head` alone
+    spec, rest = (dataclasses.replace(tree, **without) for tree in (models.spec(cfg), params))
+    outside = map_spec(lambda p, w: _prepared(p, w, runtime), spec, rest)
+    head = head if is_leaf(head) else _read(head[None], 1, runtime, alone=True)
     return dataclasses.replace(outside, layers=tuple(stacks)), head, dataclasses.replace(runtime, scan=scan)
 
 
 def _prepared(p: Param, w: Any, runtime: Runtime) -> Any:
-    if isinstance(w, Leaf) or p.role not in READ:
+    if is_leaf(w) or p.role not in READ:
         return w
     if p.role == "matrix" and "embed" in p.axes and "experts" not in p.axes and None not in p.axes:
         # the model's dimension is what goes in or what comes out

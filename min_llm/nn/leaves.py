@@ -42,6 +42,11 @@ class Whole(Protocol):
         ...
 
 
+def is_leaf(x: Any) -> bool:
+    """For `jax.tree` functions that are to see such a parameter as one."""
+    return isinstance(x, Leaf)
+
+
 def dot(eq: str, x: Array, w: Any, *out: str | None) -> Array:
     """`einsum(eq, x, w)` in x's dtype, for equations like "bsd,dhk->bshk": x ends with the contracted dimensions,
     w begins with them, the result is what is left. out: the logical axes of the result, given where a contracted

@@ -15,6 +15,7 @@ from min_llm.config import UserError
 from min_llm.formats import model as other
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
+from min_llm.quant.quantize import is_quantized
 from min_llm.train.config import RunConfig
 from min_llm.train.optim import optimizer
 from min_llm.train.run import Run, load_config
@@ -48,6 +49,10 @@ def weights(cfg: RunConfig, spec: Any) -> Any:
         return models.init_spec(spec, cfg.seed)
     path = other.found(cfg.init_from)
     read = read_run(Path(cfg.init_from).expanduser())[2] if path is None else other.read(path)
+    if is_quantized(read):
+        raise UserError(
+            f"{cfg.init_from} is quantized and cannot be trained. Begin with the model that it was made of."
+        )
     if not axes.on_mesh():
         return read
 

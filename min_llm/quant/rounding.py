@@ -1,0 +1,59 @@
+"""Rounding to 8 and 4 bits: what is kept of a matrix, and what one unit of it is worth.
+
+Every scheme is symmetric (0 stays 0) and has a scale a row, or a group of a row: x ≈ values · scales. Rows are cut off
+from each other, so what an outlier costs is paid in its own row alone. Scales are made by a multiplication: XLA may
+compile a division by a constant to either, with other bits in another program.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8, UInt8
+
+SMALLEST = 1e-30  # largest magnitude that a row is taken to have at least, so that rows of zeros have a scale
+FP8 = jnp.float8_e4m3fn
+FP8_LARGEST = 448.0  # of e4m3fn, which has no infinity: what is larger becomes not-a-number
+
+
+def int8_rows(x: Float[Array, "*b n k"]) -> tuple[Int8[Array, "*b n k"], Float[Array, "*b n 1"]]:
+    """Values from -127 to 127 and float32 scales; each value within half a unit of x."""
+    x = x.astype(jnp.float32)
+    scales = jnp.maximum(jnp.abs(x).max(-1, keepdims=True), SMALLEST) * (1 / 127)
+    return jnp.round(x / scales).astype(jnp.int8), scales
+
+
+def int4_groups(
+    x: Float[Array, "*b n k"], size: int
+) -> tuple[UInt8[Array, "*b n p"], Float[Array, "*b n g"]]:
+    """Groups of `size` values of a row, the last one padded with zeros: nibbles of -8 to 7 in `packed` bytes, and
+    float32 scales. A unit is 1/7.5 of the group's largest magnitude, so that nothing is more than half of one away
+    though there is no +8."""
+    x = jnp.pad(x.astype(jnp.float32), [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)])
+    groups = x.reshape(*x.shape[:-1], -1, size)
+    scales = jnp.maximum(jnp.abs(groups).max(-1), SMALLEST) * (1 / 7.5)
+    values = jnp.clip(jnp.round(groups / scales[..., None]), -8, 7).astype(jnp.int8)
+    return packed(values.reshape(x.shape)), scales
+
+
+def packed(values: Int8[Array, "*b n k"]) -> UInt8[Array, "*b n p"]:
+    """Two values from -8 to 7 a byte, plus 8 each, the first in the lower half; four such bytes are what
+    compressed-tensors calls a packed int32."""
+    nibbles = (values + 8).astype(jnp.uint8)
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+
+
+def unpacked(packed: UInt8[Array, "*b n p"]) -> Int8[Array, "*b n k"]:
+    """The inverse of `packed`."""
+    nibbles = jnp.stack([packed & 15, packed >> 4], -1).astype(jnp.int8) - 8
+    return nibbles.reshape(*packed.shape[:-1], -1)
+
+
+def fp8_rows(
+    x: Float[Array, "*b n k"], bound: float | None = None
+) -> tuple[Float[Array, "*b n k"], Float[Array, "*b n 1"]]:
+    """Values in e4m3fn and float32 scales. bound: the largest magnitude that a row is taken to have; what lies beyond
+    it saturates, so that one huge value cannot push the rest of its row below the smallest number of the format."""
+    x = x.astype(jnp.float32)
+    largest = jnp.clip(jnp.abs(x).max(-1, keepdims=True), SMALLEST, bound)
+    scales = largest * (1 / FP8_LARGEST)
+    return jnp.clip(x / scales, -FP8_LARGEST, FP8_LARGEST).astype(FP8), scales
