@@ -40,6 +40,7 @@ def chat(
     ] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="of an answer; 0: what fits the context")] = 0,
     seed: Annotated[int | None, typer.Option(help="of the draws; default: another one each time")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: float32 on a CPU")] = "auto",
     step: Annotated[int | None, typer.Option(help="checkpoint to use; default: the latest")] = None,
 ) -> None:
     """Chat with MODEL. Ctrl-C stops an answer, Ctrl-D ends.
@@ -49,18 +50,20 @@ def chat(
     from rich.console import Console
 
     from min_llm import platform
-    from min_llm.config import UserError
+    from min_llm.config import UserError, build
     from min_llm.infer.conversation import Conversation
-    from min_llm.infer.engine import Engine, EngineConfig
+    from min_llm.infer.engine import Engine
     from min_llm.infer.load import load
+    from min_llm.infer.options import EngineConfig
     from min_llm.infer.request import Sampling
+    from min_llm.nn.runtime import RuntimeConfig
     from min_llm.reporting import reporter
 
     sampling = Sampling(
         temperature, top_k=top_k, top_p=top_p, min_p=min_p, max_tokens=max_tokens or None, seed=seed
     )
     platform.use_compilation_cache()
-    loaded = load(model, step)
+    loaded = load(model, step, build(RuntimeConfig, {"dtype": dtype}, "runtime"))
     if loaded.template is None:
         raise UserError(
             f"{loaded.about} has no chat template, so it cannot chat; `min-llm sample` continues a text."

@@ -18,17 +18,20 @@ def sample(
     ] = 1.0,
     n: Annotated[int, typer.Option("-n", help="number of samples")] = 1,
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: float32 on a CPU")] = "auto",
     step: Annotated[int | None, typer.Option(help="checkpoint to use; default: the latest")] = None,
 ) -> None:
     """Continue PROMPT. The text goes to standard output, everything else to standard error."""
     from min_llm import platform
+    from min_llm.config import build
     from min_llm.infer.load import load
     from min_llm.infer.request import Sampling
+    from min_llm.nn.runtime import RuntimeConfig
     from min_llm.reporting import reporter
 
     platform.use_compilation_cache()
     sampling = Sampling(temperature, top_k, top_p, max_tokens=max_tokens, n=n, seed=seed)
-    loaded = load(model, step)
+    loaded = load(model, step, build(RuntimeConfig, {"dtype": dtype}, "runtime"))
     reporter().info(f"{loaded.about}, {loaded.cfg.family}, temperature {temperature}")
     for text in loaded.choices(loaded.prompt(prompt), sampling):
         print(prompt + text)

@@ -29,15 +29,24 @@ def serve(
     cache_tokens: Annotated[
         int, typer.Option(help="tokens the key-value cache holds; 0: about 1 GiB of them")
     ] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: float32 on a CPU")] = "auto",
+    speculate: Annotated[int, typer.Option(help="tokens to guess for each step of an answer; 0: none")] = 0,
+    draft: Annotated[
+        str, typer.Option(help="a smaller model that guesses; without it the prompt is looked up")
+    ] = "",
+    tp: Annotated[int, typer.Option(help="devices that share every layer (tensor parallelism)")] = 1,
     max_queue: Annotated[int, typer.Option(help="answers that may wait to begin; others are refused")] = 256,
     drain: Annotated[float, typer.Option(help="seconds that running answers have after SIGTERM")] = 30.0,
     step: Annotated[int | None, typer.Option(help="checkpoint to use; default: the latest")] = None,
 ) -> None:
     """Serve MODEL through OpenAI's API until SIGTERM or Ctrl-C."""
     from min_llm import platform
+    from min_llm.config import build
     from min_llm.infer.engine import Engine
     from min_llm.infer.load import load
     from min_llm.infer.options import EngineConfig
+    from min_llm.nn.runtime import RuntimeConfig
+    from min_llm.parallel import mesh
     from min_llm.reporting import reporter
     from min_llm.serve.app import Settings
     from min_llm.serve.server import Server, listen
@@ -46,11 +55,18 @@ def serve(
     settings = Settings(keys=keys(api_key or [], api_key_file), max_queue=max_queue, drain=drain)
     place = listen(host, port)  # before anything that takes long: a taken port is told at once
     platform.use_compilation_cache()
-    loaded = load(model, step)
+    runtime = build(RuntimeConfig, {"dtype": dtype}, "runtime")
+    loaded = load(model, step, runtime)
+    guesser = load(draft, runtime=runtime) if draft else None
     reporter().info(f"{loaded.about}, {loaded.cfg.family}: compiling")
-    engine = Engine(
-        loaded, EngineConfig(max_sequences=max_sequences, model_len=model_len, cache_tokens=cache_tokens)
+    config = EngineConfig(
+        max_sequences=max_sequences,
+        model_len=model_len,
+        cache_tokens=cache_tokens,
+        speculate=speculate or (4 if draft else 0),
     )
+    with mesh.use(mesh.MeshConfig(tp=tp)):
+        engine = Engine(loaded, config, guesser)
     known_as = name or Path(model).name
     served = Served(known_as, loaded.tokenizer, loaded.opening, loaded.template)
     reporter().info(f"{known_as}: context of {engine.model_len:,} tokens, {max_sequences} answers at once")

@@ -57,7 +57,8 @@ def beam_search(
     cache = caches.empty(cfg, beams, len(prompt) + max_tokens, runtime.dtype)
     tokens = np.tile(np.array(prompt, np.int32), (beams, 1))
     parents, place = np.arange(beams), 0
-    running: list[tuple[tuple[int, ...], float]] = [((), 0.0)] + [((), -np.inf)] * (beams - 1)  # one prompt, not so many equal ones
+    start: tuple[int, ...] = ()
+    running = [(start, 0.0)] + [(start, -np.inf)] * (beams - 1)  # one prompt, not so many equal ones
     finished: list[Beam] = []
     for length in range(1, max_tokens + 1):
         sums = np.array([total for _, total in running], np.float32)

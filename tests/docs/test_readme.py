@@ -1,5 +1,6 @@
 """What the documents say can be done can be done: links, Python blocks, commands."""
 
+import ast
 import re
 import shlex
 
@@ -22,7 +23,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.newest
 def test_the_python_of_the_readme_runs():
-    first, loading = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, loading, serving = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     space = {}
     exec(first, space)
     assert space["logits"].shape == (1, 8, 256)
@@ -30,10 +31,11 @@ def test_the_python_of_the_readme_runs():
         named.fetched("smollm2-135m-instruct")
     except UserError as error:
         pytest.skip(f"SmolLM2 could not be fetched: {error}")
-    *lines, call = loading.strip().splitlines()
-    exec("\n".join(lines), space)
-    asked, _, answer = call.partition("  # ")
-    assert eval(asked, space) == answer.strip("'")
+    for block in (loading, serving):
+        *lines, call = block.strip().splitlines()
+        exec("\n".join(lines), space)
+        asked, _, answer = call.partition("  # ")
+        assert eval(asked, space) == ast.literal_eval(answer)
 
 
 def commands():
