@@ -198,6 +198,9 @@ def test_settings_reach_the_engine_and_stay(tab, visit):
     assert prompt == "<system>Be brief.<user>hello<a>"
     assert {name: getattr(sampling, name) for name in values} == values
     assert "cut\u00a0at" in tab.run("document.querySelector('.facts').textContent")
+    tab.run("$('settings').elements.top_k.value = -3")
+    send(tab, "more")
+    assert tab.run("$('input').value") == "more" and len(engine.asked) == 1  # nothing is sent, nothing lost
     tab.run("$('settings').reset()")
     tab.until("$('settings').elements.temperature.previousElementSibling.textContent === '0.70'")
 
