@@ -1,6 +1,7 @@
 """`min-llm chat`: through pipes, and at a terminal where Ctrl-C stops an answer and not the program."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ from min_llm.cli.main import app
 from min_llm.config import UserError
 from min_llm.infer.load import Loaded
 from min_llm.nn.runtime import Runtime
+from min_llm.reporting import Reporter
 from min_llm.tokenizers.byte import Bytes
 from min_llm.tokenizers.chat import ChatTemplate
 from tests.conftest import ROOT
@@ -35,6 +37,9 @@ def loaded(template):
 def piped(monkeypatch):
     """piped(text, *options) gives standard output; piped.told is what the reporter was told."""
     told = []
+    monkeypatch.setattr(
+        "min_llm.reporting._reporter", Reporter(io.StringIO())
+    )  # CliRunner's stderr ends with it
 
     def run(text, *options, template=TEMPLATE):
         monkeypatch.setattr(
@@ -127,7 +132,10 @@ def test_a_terminal(terminal, tmp_path):
     assert "\x1b[2J" not in terminal.said
     terminal.type("\x03")
     terminal.wait("(?s)tokens/s · prompt 14, 3 cached · stopped.*› ")
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.wait("half a line")
+    time.sleep(0.2)  # readline does not hear a signal between two of its waits
+    terminal.type("\x03")
     terminal.wait("› $")
     terminal.type("/save said.json\n")
     terminal.wait("Saved to said.json")

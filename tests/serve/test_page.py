@@ -99,7 +99,7 @@ def test_a_conversation(tab, visit):
         "A bold word, leaning code and <b>no tag</b>:",
         "bold", "leaning", "code", "inner", "x = 1 * 2 * 3", "日本",
     ]  # fmt: skip
-    facts = tab.run("document.querySelector('.facts').textContent")
+    facts = tab.run("document.querySelector('.facts').innerText.replaceAll('\u00a0', ' ')")
     assert re.match(
         rf"{len(SCRIPT)} tokens · [\d.]+ tokens/s · .* · prompt {len(engine.asked[0][0].encode())}", facts
     )
@@ -197,7 +197,10 @@ def test_settings_reach_the_engine_and_stay(tab, visit):
     prompt, sampling = engine.asked[0]
     assert prompt == "<system>Be brief.<user>hello<a>"
     assert {name: getattr(sampling, name) for name in values} == values
-    assert "cut at the limit" in tab.run("document.querySelector('.facts').textContent")
+    assert "cut\u00a0at" in tab.run("document.querySelector('.facts').textContent")
+    tab.run("$('settings').elements.top_k.value = -3")
+    send(tab, "more")
+    assert tab.run("$('input').value") == "more" and len(engine.asked) == 1  # nothing is sent, nothing lost
     tab.run("$('settings').reset()")
     tab.until("$('settings').elements.temperature.previousElementSibling.textContent === '0.70'")
 
