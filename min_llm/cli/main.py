@@ -11,6 +11,7 @@ import typer
 from min_llm.cli import data, models, tokenizer
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
+from min_llm.cli.eval import evaluate
 from min_llm.cli.export import export
 from min_llm.cli.launch import launch
 from min_llm.cli.plan import plan
@@ -30,6 +31,7 @@ app.command(add_help_option=False)(train)
 app.command()(launch)
 app.command()(sample)
 app.command()(serve)
+app.command("eval")(evaluate)
 app.command()(export)
 app.command()(report)
 app.add_typer(probe_app, name="probe")
