@@ -56,14 +56,15 @@ def evaluate(
     import json
 
     from min_llm import platform
-    from min_llm.infer.engine import Engine, EngineConfig
+    from min_llm.infer.engine import Engine
     from min_llm.infer.load import load
+    from min_llm.infer.options import EngineConfig
     from min_llm.reporting import reporter
 
     platform.use_compilation_cache()
     loaded = load(model, step)
-    reporter().info(f"{loaded.about}, {loaded.cfg.family}: compiling")
-    engine = Engine(loaded, EngineConfig(model_len=model_len))
+    reporter().info(f"{loaded.about}, {loaded.cfg.family}: {task.value} of {file}")
+    engine = Engine(loaded, EngineConfig(model_len=model_len, warm=False))
     if task is Task.perplexity:
         rows, facts = perplexity(engine, file, field, stride)
     elif task is Task.choices:
@@ -76,7 +77,7 @@ def evaluate(
     ], right=(1, 2))  # fmt: skip
     say(
         ", ".join(
-            f"{facts[name]:,} {name}"
+            f"{name} {facts[name]:,}"
             for name in ("documents", "tokens", "bytes", "questions")
             if name in facts
         )

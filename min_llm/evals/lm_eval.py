@@ -18,8 +18,9 @@ from typing import Any
 from min_llm.config import UserError
 from min_llm.evals.exact import answers
 from min_llm.evals.scoring import Pair, first_token, scores, split, windows
-from min_llm.infer.engine import Engine, EngineConfig
+from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded, load
+from min_llm.infer.options import EngineConfig
 from min_llm.infer.request import Sampling
 
 try:
@@ -46,7 +47,9 @@ class MinLLM(LM):
     ) -> None:
         super().__init__()
         self.loaded = load(model, step) if isinstance(model, str) else model
-        self.engine = Engine(self.loaded, EngineConfig(model_len=model_len, max_sequences=max_sequences))
+        self.engine = Engine(
+            self.loaded, EngineConfig(model_len=model_len, max_sequences=max_sequences, warm=False)
+        )
         self.max_gen_toks = max_gen_toks
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from min_llm import models, reporting
-from min_llm.infer.engine import Engine, EngineConfig
+from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded
+from min_llm.infer.options import EngineConfig
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 from tests.toy_tokenizers import toy
@@ -31,7 +32,7 @@ def loaded():
 @pytest.fixture(scope="session")
 def engine(loaded):
     """Room for 32 tokens, the one that it makes included."""
-    return Engine(loaded, EngineConfig(max_sequences=4, chunk=32, page_size=4, model_len=32))
+    return Engine(loaded, EngineConfig(max_sequences=4, chunk=32, page_size=4, model_len=32, warm=False))
 
 
 @pytest.fixture(scope="session")

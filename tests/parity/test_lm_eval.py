@@ -2,7 +2,6 @@
 requests give the same numbers."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -17,11 +16,9 @@ from min_llm.evals.choices import Question, choices
 from min_llm.evals.exact import Task, exact
 from min_llm.evals.lm_eval import MinLLM
 from min_llm.evals.perplexity import perplexity
-from min_llm.formats import huggingface
-from min_llm.tokenizers import export
 from peers import client
-from tests.toy_tokenizers import toy
-from tests.toys import LLAMA, random_weights
+from tests import toy_folder
+from tests.toys import LLAMA
 
 pytestmark = pytest.mark.peers
 
@@ -80,13 +77,7 @@ def serving(folder, log):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A toy Llama in Hugging Face's form."""
-    tokenizer = toy("bpe")
-    cfg = dataclasses.replace(LLAMA, vocab_size=tokenizer.vocab_size)
-    files = export.folder_files(tokenizer, None, (tokenizer.eos,), cfg.max_seq_len)
-    path = tmp_path_factory.mktemp("lm_eval") / "toy"
-    huggingface.write(path, cfg, random_weights(cfg), extra=files)
-    return path
+    return toy_folder.write(tmp_path_factory.mktemp("lm_eval") / "toy")
 
 
 @pytest.fixture(scope="module")
