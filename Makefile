@@ -21,7 +21,7 @@ env:  ## .venv: the newest suitable Python, min_llm and its development tools
 env-oldest:  ## .venv-oldest: Python 3.11 with JAX 0.10.2, the oldest supported pair
 	@$(ENV) oldest
 
-env-peers:  ## .venv-peers: torch (CPU), transformers and llama.cpp, to compare with
+env-peers:  ## .venv-peers: torch (CPU), transformers, llama.cpp and lm-eval, to compare with
 	@$(ENV) peers
 
 demo: env  ## train a small Llama 3 on Shakespeare (about three minutes on two cores)
@@ -33,7 +33,7 @@ test: env  ## all tests that need no peer (ARGS="-k rope" narrows them down)
 test-oldest: env-oldest  ## nearly the same tests on the oldest supported pair
 	.venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not peers and not newest" $(ARGS)
 
-parity: env env-peers  ## the tests that compare with torch, transformers and llama.cpp
+parity: env env-peers  ## the tests that compare with other programs (torch, transformers, llama.cpp, lm-eval, npm)
 	$(BIN)/python -m pytest -m peers $(ARGS)
 
 lint: env  ## ruff, mypy and the import contracts

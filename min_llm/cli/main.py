@@ -12,6 +12,7 @@ from min_llm.cli import data, models, tokenizer
 from min_llm.cli.chat import chat
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
+from min_llm.cli.eval import evaluate
 from min_llm.cli.export import export
 from min_llm.cli.launch import launch
 from min_llm.cli.plan import plan
@@ -33,6 +34,7 @@ app.command()(launch)
 app.command()(sample)
 app.command()(chat)
 app.command()(serve)
+app.command("eval")(evaluate)
 app.command()(export)
 app.command()(quantize)
 app.command()(report)

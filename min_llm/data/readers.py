@@ -43,7 +43,13 @@ def text_file(path: Path) -> Documents:
 
 
 def jsonl_file(path: Path, field: str) -> Documents:
-    """One document a line: the string under `field` of a JSON object. Blank lines are skipped."""
+    """One document a line: the string under `field` of a JSON object."""
+    for number, row in json_lines(path):
+        yield f"{path.name}:{number}", _field(row, field, f"{path}, line {number}")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number of each line, from 1, and what it holds. Blank lines are skipped."""
     offset, found = 0, False
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -57,7 +63,7 @@ def jsonl_file(path: Path, field: str) -> Documents:
             except json.JSONDecodeError as error:
                 raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}.") from error
             found = True
-            yield f"{path.name}:{number}", _field(row, field, where)
+            yield number, row
     if not found:
         raise UserError(f"{path} has no documents in it; a .jsonl file has one JSON object a line.")
 

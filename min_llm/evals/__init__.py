@@ -1,1 +1,1 @@
-"""Evaluation: what a trained model is measured against."""
+"""Evaluation: what a trained model is worth, and what it is measured against."""
