@@ -66,6 +66,7 @@ def weight_bytes(model: str, precision: str) -> int:
     return sum(t.data.nbytes for name, t in file.tensors.items() if name not in looked_into)
 
 
+@functools.cache
 def shelf() -> Path:
     """The folder of files that this code writes; those that older code wrote are removed."""
     from min_llm import formats
