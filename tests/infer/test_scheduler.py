@@ -138,11 +138,11 @@ def test_a_prompt_that_begins_like_another_computes_the_rest_only():
     assert second.pages[:2] == first.pages[:2] and second.cached == 10
 
 
-@pytest.mark.parametrize("other", [root("", "salt"), root("adapter", ""), root("a", "dapter")])
+@pytest.mark.parametrize("other", [("", "salt"), ("adapter", ""), ("a", "dapter")], ids="-".join)
 def test_other_adapters_and_salts_share_nothing(other):
     pages = Pages(20, 4)
     scheduler = Scheduler(pages, 4, 4, 64)
-    for start in (root("", ""), other):
+    for start in (root("", ""), root(*other)):
         sequence = Sequence(list(range(9)), start)
         scheduler.add(sequence)
         assert run(scheduler, sequence) == 9
