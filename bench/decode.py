@@ -34,7 +34,12 @@ SEED = 0
 STEADY = 32  # tokens of each row that are timed at least
 PREFILL = 256  # prompt tokens of one step, at least: meanwhile rows that have begun go on
 BOUND = "bandwidth bound"
-OURS = {"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}}  # runtime of a precision
+OURS = {  # runtime of a precision; of quantized weights it is the activations'
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "q8_0": {"dtype": "bfloat16"},
+    "q4_0": {"dtype": "bfloat16"},
+}
 PROGRAMS = ("min_llm", "transformers dynamic", "transformers static", "llama.cpp", BOUND)
 MOST_PROMPT = {models.BILLION: 1024}  # tokens of all prompts of a case: more take minutes to read
 LIGHT = {models.BILLION: ("bfloat16", "q8_0")}  # precisions that fit beside each other in memory
@@ -115,8 +120,9 @@ def open_child(side: Side, model: str, cases: Sequence[Case]) -> tuple[Child, di
 
 def file_of(side: Side, model: str) -> Path:
     """The model as the side's program reads it, written if it is not there."""
-    written = models.folder if side.program.startswith("transformers") else models.gguf
-    return written(model, side.precision)
+    quantized_by_us = side.program == "min_llm" and side.precision in models.METHODS
+    as_folder = quantized_by_us or side.program.startswith("transformers")
+    return (models.folder if as_folder else models.gguf)(model, side.precision)
 
 
 def read(answer: Mapping[str, Any], case: Case) -> tuple[float, float]:
@@ -248,7 +254,8 @@ def compared(
         f"{model}, batch {case.batch}, prompt {case.prompt}", metric, unit, peer.side.precision, value,
         peer_name=peer.side.program, peer=results.median_and_spread(theirs)[0], better=better, ratio=ratio,
         runs=len(theirs), spread=spread, seed=SEED, model=model, batch=case.batch, prompt=case.prompt,
-        tokens=case.tokens, others_cores=max([*peer.others, *(mine.others if mine else ()), 0.0]), **peer.facts,
+        tokens=case.tokens, others_cores=max([*peer.others, *(mine.others if mine else ()), 0.0]),
+        ours_as=models.METHODS.get(peer.side.precision) if mine else None, **peer.facts,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
 
 
 def load(path: str, runtime: dict[str, Any], rows: int, length: int) -> dict[str, Any]:
-    """The engine on a GGUF file for `rows` texts of `length` tokens; the seconds it took, compilation included."""
+    """The engine on a file or folder, for `rows` texts of `length` tokens; the seconds it took, with compilation."""
     global _engine
     from min_llm import platform
 

@@ -1,6 +1,6 @@
 """Models that benchmarks load, as files that every program reads: GGUF for us and llama.cpp, a folder for transformers.
 
-They are written by min_llm.formats at the first use and kept in $MIN_LLM_HOME/bench, under a name that changes with the
+They are written by min_llm at the first use and kept in $MIN_LLM_HOME/bench, under a name that changes with the
 code that writes them.
 """
 
@@ -17,6 +17,7 @@ SMOL = "smollm2-135m"
 BILLION = "llama3.2-1b"  # that shape with random weights
 MODELS = (SMOL, BILLION)
 KINDS = {"float32": "F32", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}  # precision: GGUF's name
+METHODS = {"q8_0": "w8a8", "q4_0": "int4"}  # what `min-llm quantize` calls ours of as many bits
 SEED = 0
 NAMED = "smollm2-135m-instruct"
 
@@ -35,13 +36,20 @@ def gguf(model: str, precision: str) -> Path:
 
 
 def folder(model: str, precision: str) -> Path:
-    """The model as a Hugging Face folder in float32 or bfloat16."""
+    """The model as a Hugging Face folder: float32 and bfloat16 for every program, METHODS of quantization for us."""
+    from min_llm import models
     from min_llm.formats import huggingface
+    from min_llm.quant.quantize import quantize
+    from min_llm.tokenizers import export
 
     path = shelf() / f"{model}.{precision}"
     if not path.exists():
         loaded = _loaded(model)
-        huggingface.write(path, loaded.cfg, loaded.params, precision)
+        params, dtype = loaded.params, precision
+        if precision in METHODS:
+            params, dtype = quantize(params, models.spec(loaded.cfg), METHODS[precision]), "bfloat16"
+        files = export.folder_files(loaded.tokenizer, loaded.template, loaded.opening, loaded.cfg.max_seq_len)
+        huggingface.write(path, loaded.cfg, params, dtype, extra=files)
     return path
 
 
@@ -69,9 +77,9 @@ def weight_bytes(model: str, precision: str) -> int:
 @functools.cache
 def shelf() -> Path:
     """The folder of files that this code writes; those that older code wrote are removed."""
-    from min_llm import formats
+    from min_llm import formats, quant
 
-    source = sorted(Path(formats.__file__).parent.glob("*.py"))
+    source = sorted(p for room in (formats, quant) for p in Path(room.__file__).parent.glob("*.py"))  # type: ignore
     key = hashlib.sha256(b"".join([Path(__file__).read_bytes(), *(p.read_bytes() for p in source)]))
     folder = platform.home() / "bench" / key.hexdigest()[:12]
     if not folder.exists():

@@ -37,7 +37,7 @@ from peers import client, memory
 SEED = 0
 PROMPTS, ANSWERS = (16, 512), (16, 128)  # tokens
 LENGTH = 1024  # longest prompt and answer that the servers are set up for
-OURS: dict[str, list[str]] = {"float32": []}  # options of `min-llm serve` for a precision
+OURS = ("float32", *models.METHODS)  # what `min-llm serve` runs in on a CPU
 LIMIT = 300.0  # seconds that a start may take
 
 
@@ -83,13 +83,20 @@ def sides_of(precisions: Sequence[str]) -> list[Side]:
     return [Side(ours, p) for p in precisions for ours in (True, False) if not ours or p in OURS]
 
 
+def file_of(side: Side) -> Path | str:
+    """What the side's server is given: the model by its name where it has one."""
+    if not side.ours:
+        return models.gguf(models.SMOL, side.precision)
+    return models.folder(models.SMOL, side.precision) if side.precision in models.METHODS else models.NAMED
+
+
 @contextmanager
 def running(side: Side, rows: int, home: Path | None = None) -> Iterator[Running]:
     """The side's server, told to start: ours may not answer yet. home: $MIN_LLM_HOME of ours."""
     if not side.ours:
         with client.start(str(side)) as child:
             told = child.call(
-                "load", timeout=LIMIT, program="llama.cpp", path=str(models.gguf(models.SMOL, side.precision)),
+                "load", timeout=LIMIT, program="llama.cpp", path=str(file_of(side)),
                 rows=rows, length=LENGTH, threads=results.cores(),
             )  # fmt: skip
             yield Running(told["address"], child.pid, told["build"])
@@ -97,8 +104,8 @@ def running(side: Side, rows: int, home: Path | None = None) -> Iterator[Running
     with socket.create_server(("127.0.0.1", 0)) as place:
         port = place.getsockname()[1]
     command = [
-        sys.executable, "-m", "min_llm", "serve", models.NAMED, "--port", str(port),
-        "--max-sequences", str(rows), "--model-len", str(LENGTH), *OURS[side.precision],
+        sys.executable, "-m", "min_llm", "serve", str(file_of(side)), "--port", str(port),
+        "--max-sequences", str(rows), "--model-len", str(LENGTH),
     ]  # fmt: skip
     env = {**os.environ, **({} if home is None else {"MIN_LLM_HOME": str(home)})}
     with tempfile.TemporaryFile() as log:
@@ -304,8 +311,8 @@ def main() -> None:
         with client.start() as child:
             versions = {f"peer_{name}": number for name, number in child.call("versions").items()}
         records = [Record(side) for side in sides_of(precisions)]
-        for precision in precisions:
-            models.gguf(models.SMOL, precision)  # written before anything is timed
+        for record in records:
+            file_of(record.side)  # written before anything is timed
         models.forget()
         starts(records, pairs, clients)
         under_load(records, clients, number, rounds, tries)
