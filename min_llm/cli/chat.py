@@ -69,7 +69,7 @@ def chat(
             f"{loaded.about} has no chat template, so it cannot chat; `min-llm sample` continues a text."
         )
     reporter().info(f"{loaded.about}, {loaded.cfg.family}: compiling")
-    engine = Engine(loaded, EngineConfig(max_sequences=1))
+    engine = Engine(loaded, EngineConfig(max_sequences=1), release=True)
     talk = Conversation(loaded, engine, sampling, system)
     if sys.stdin.isatty():
         converse(talk, Console(highlight=False, emoji=False, markup=False), platform.home() / "chat_history")

@@ -64,7 +64,7 @@ def evaluate(
     platform.use_compilation_cache()
     loaded = load(model, step)
     reporter().info(f"{loaded.about}, {loaded.cfg.family}: {task.value} of {file}")
-    engine = Engine(loaded, EngineConfig(model_len=model_len, warm=False))
+    engine = Engine(loaded, EngineConfig(model_len=model_len, warm=False), release=True)
     if task is Task.perplexity:
         rows, facts = perplexity(engine, file, field, stride)
     elif task is Task.choices:

@@ -27,7 +27,7 @@ def serve(
     max_sequences: Annotated[int, typer.Option(help="answers that are computed at once")] = 16,
     model_len: Annotated[int, typer.Option(help="longest prompt and answer; 0: the model's context")] = 0,
     cache_tokens: Annotated[
-        int, typer.Option(help="tokens the key-value cache holds; 0: about 1 GiB of them")
+        int, typer.Option(help="tokens the key-value cache holds; 0: 512 MiB of them")
     ] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: float32 on a CPU")] = "auto",
     speculate: Annotated[int, typer.Option(help="tokens to guess for each step of an answer; 0: none")] = 0,
@@ -66,7 +66,7 @@ def serve(
         speculate=speculate or (4 if draft else 0),
     )
     with mesh.use(mesh.MeshConfig(tp=tp)):
-        engine = Engine(loaded, config, guesser)
+        engine = Engine(loaded, config, guesser, release=True)
     known_as = name or Path(model).name
     served = Served(known_as, loaded.tokenizer, loaded.opening, loaded.template)
     reporter().info(f"{known_as}: context of {engine.model_len:,} tokens, {max_sequences} answers at once")

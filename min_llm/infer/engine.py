@@ -44,9 +44,14 @@ class Engine:
     """One thread at a time may use it."""
 
     def __init__(
-        self, loaded: Loaded, config: EngineConfig = EngineConfig(), draft: Loaded | None = None
+        self,
+        loaded: Loaded,
+        config: EngineConfig = EngineConfig(),
+        draft: Loaded | None = None,
+        release: bool = False,
     ) -> None:
-        """Compiles everything that it will ever run. draft: a smaller model that guesses config.speculate tokens."""
+        """Compiles everything that it will ever run. draft: a smaller model that guesses config.speculate tokens.
+        release: take the parameters for itself, so that `loaded` and `draft` can be used no more."""
         self.config, self.cfg, self.tokenizer = config, loaded.cfg, loaded.tokenizer
         self.vocab = min(loaded.tokenizer.vocab_size, loaded.cfg.vocab_size)
         self.ends = frozenset(loaded.ends)
@@ -60,10 +65,10 @@ class Engine:
         guesses = min(config.max_sequences * config.speculate, MOST_GUESSES)
         most = -(-(config.max_sequences + guesses) // FEWEST_ROWS) * FEWEST_ROWS
         self._scheduler = Scheduler(self._pages, config.max_sequences, most, config.chunk)
-        self._program = self._compiled(loaded, self._pages, most)
+        self._program = self._compiled(loaded, self._pages, most, release)
         self._drafter: speculate.Drafter | None = None
         if config.speculate:
-            self._drafter = self._draft(draft) if draft else speculate.Prompt()
+            self._drafter = self._draft(draft, release) if draft else speculate.Prompt()
         self._answers: dict[Text, Answer] = {}
         self._later: dict[
             Text, list[Answer]
@@ -74,7 +79,7 @@ class Engine:
         self._steps = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
         self._compiles = compiles.count()
 
-    def _compiled(self, loaded: Loaded, pages: Pages, most: int) -> step.Program:
+    def _compiled(self, loaded: Loaded, pages: Pages, most: int, release: bool) -> step.Program:
         """The steps of a model with up to `most` single rows."""
         config = self.config
         singles = {FEWEST_ROWS << i for i in range(8) if FEWEST_ROWS << i < most} | {most}
@@ -87,12 +92,13 @@ class Engine:
             (config.max_sequences, -(-self.model_len // pages.size)),
             sorted(singles),
             sorted({min(SMALLEST_CHUNK, config.chunk), config.chunk}),
+            release,
         )
         if config.warm:
             program.warm_up()
         return program
 
-    def _draft(self, loaded: Loaded) -> speculate.Draft:
+    def _draft(self, loaded: Loaded, release: bool) -> speculate.Draft:
         if loaded.tokenizer.fingerprint() != self.tokenizer.fingerprint():
             raise UserError(f"{loaded.about} has another tokenizer; a draft model must have the same one.")
         if loaded.cfg.max_seq_len < self.model_len:
@@ -103,7 +109,7 @@ class Engine:
         pages = Pages(self._pages.total, self._pages.size)
         most = -(-self.config.max_sequences // FEWEST_ROWS) * FEWEST_ROWS
         return speculate.draft(
-            self._compiled(loaded, pages, most), pages, self.config.max_sequences, self.config.chunk
+            self._compiled(loaded, pages, most, release), pages, self.config.max_sequences, self.config.chunk
         )
 
     # -- requests

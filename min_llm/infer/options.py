@@ -16,7 +16,7 @@ class EngineConfig:
     chunk: int = option(256, "prompt tokens of a step, a multiple of 16")
     page_size: int = option(16, "tokens of a page of the cache")
     cache_tokens: int = option(0, "tokens that the cache holds; 0: as many as fit in cache_bytes")
-    cache_bytes: int = option(2**30, "memory of the cache where cache_tokens is 0")
+    cache_bytes: int = option(2**29, "memory of the cache where cache_tokens is 0")
     model_len: int = option(0, "longest prompt and answer; 0: the model's context")
     prefix_cache: bool = option(True, "keep prompts for later requests that begin alike")
     speculate: int = option(0, "tokens of an answer that are guessed for each step")

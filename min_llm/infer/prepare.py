@@ -32,12 +32,17 @@ def rounded(params: Any, cfg: ModelConfig, runtime: Runtime) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, params, is_leaf=is_leaf)
 
 
-def prepared(params: Any, cfg: ModelConfig, runtime: Runtime) -> tuple[Any, Any, Runtime]:
+def prepared(
+    params: Any, cfg: ModelConfig, runtime: Runtime, release: bool = False
+) -> tuple[Any, Any, Runtime]:
     """Parameters, the head by itself, and how layers run: scanned where every matrix is read where it lies, else each
-    from a stack of its own, unrolled. Leaves that bring their own product stay as they are."""
+    from a stack of its own, unrolled. Leaves that bring their own product stay as they are. release: a matrix that was
+    packed is given back at once, and `params` can be used no more."""
     family = models.of(cfg)
     head, layer = family.head(params), family.layer_spec(cfg)
-    stacks = [map_spec(lambda p, w: _prepared(p, w, runtime), layer, stack) for stack in params.layers]
+    stacks = [
+        map_spec(lambda p, w: _prepared(p, w, runtime, release), layer, stack) for stack in params.layers
+    ]
     scan = not any(_is_sliced(p, w) for s in stacks for p, w in zip(_leaves(layer), _leaves(s), strict=True))
     if not scan:
         stacks = [one for stack in stacks for one in _apart(stack)]
@@ -45,24 +50,28 @@ def prepared(params: Any, cfg: ModelConfig, runtime: Runtime) -> tuple[Any, Any,
         {"head": None} if hasattr(params, "head") else {}
     )  # it is read from `head` alone
     spec, rest = (dataclasses.replace(tree, **without) for tree in (models.spec(cfg), params))
-    outside = map_spec(lambda p, w: _prepared(p, w, runtime), spec, rest)
-    head = head if is_leaf(head) else _read(head[None], 1, runtime, alone=True)
+    outside = map_spec(lambda p, w: _prepared(p, w, runtime, release), spec, rest)
+    head = head if is_leaf(head) else _read(head[None], 1, runtime, True, alone=True)
     return dataclasses.replace(outside, layers=tuple(stacks)), head, dataclasses.replace(runtime, scan=scan)
 
 
-def _prepared(p: Param, w: Any, runtime: Runtime) -> Any:
+def _prepared(p: Param, w: Any, runtime: Runtime, release: bool) -> Any:
     if is_leaf(w) or p.role not in READ:
         return w
     if p.role == "matrix" and "embed" in p.axes and "experts" not in p.axes and None not in p.axes:
         # the model's dimension is what goes in or what comes out
-        return _read(w, 1 if p.axes[0] == "embed" else len(p.axes) - 1, runtime)
+        return _read(w, 1 if p.axes[0] == "embed" else len(p.axes) - 1, runtime, release)
     return w.astype(runtime.dtype)
 
 
-def _read(w: Any, contracted: int, runtime: Runtime, alone: bool = False) -> Any:
+def _read(w: Any, contracted: int, runtime: Runtime, release: bool, alone: bool = False) -> Any:
     """w [layers, ...] packed, or in the compute dtype; alone: its one layer is all there is."""
     if cpu.available() and not axes.on_mesh():
-        return pack(w, runtime.dtype, contracted)
+        packed = pack(w, runtime.dtype, contracted)
+        if release and isinstance(w, jax.Array):
+            jax.block_until_ready(packed)
+            w.delete()
+        return packed
     return (w[0] if alone else w).astype(runtime.dtype)
 
 

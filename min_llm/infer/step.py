@@ -127,11 +127,11 @@ def score(
 
 class Program:
     """A model's parameters, its pool of pages, and the compiled steps, on the mesh in use when it is made. singles,
-    chunks: the sizes that steps have."""
+    chunks: the sizes that steps have. release: give the parameters' memory back as they are packed."""
 
     def __init__(
         self, params: Any, cfg: ModelConfig, runtime: Runtime, vocab: int, pages: Pages, tables: tuple[int, int],
-        singles: Sequence[int], chunks: Sequence[int],
+        singles: Sequence[int], chunks: Sequence[int], release: bool = False,
     ) -> None:  # fmt: skip
         if set(axes.sizes()) - {"tp"}:
             raise UserError(
@@ -143,7 +143,7 @@ class Program:
         if mesh:
             layouts = axes.shardings(models.spec(cfg))
             params = jax.tree.map(lambda w, p: jax.device_put(w, NamedSharding(mesh, p)), params, layouts)
-        self._params, self._head, self._runtime = prepared(params, cfg, runtime)
+        self._params, self._head, self._runtime = prepared(params, cfg, runtime, release)
         self.vocab, self._cfg, self._pages = vocab, cfg, pages
         self._singles, self._chunks = sorted(singles), sorted(chunks)
         self._tables = np.zeros(tables, np.int32)
