@@ -37,7 +37,7 @@ from peers import client, memory
 SEED = 0
 PROMPTS, ANSWERS = (16, 512), (16, 128)  # tokens
 LENGTH = 1024  # longest prompt and answer that the servers are set up for
-OURS = ("float32", *models.METHODS)  # what `min-llm serve` runs in on a CPU
+OURS = ("float32", "bfloat16", *models.METHODS)  # what `min-llm serve` runs in on a CPU
 LIMIT = 300.0  # seconds that a start may take
 
 
@@ -106,6 +106,7 @@ def running(side: Side, rows: int, home: Path | None = None) -> Iterator[Running
     command = [
         sys.executable, "-m", "min_llm", "serve", str(file_of(side)), "--port", str(port),
         "--max-sequences", str(rows), "--model-len", str(LENGTH),
+        "--dtype", "bfloat16" if side.precision == "bfloat16" else "float32",
     ]  # fmt: skip
     env = {**os.environ, **({} if home is None else {"MIN_LLM_HOME": str(home)})}
     with tempfile.TemporaryFile() as log:
