@@ -24,6 +24,7 @@ from min_llm.infer.pages import TRASH, Pages
 from min_llm.infer.prepare import prepared
 from min_llm.infer.request import MOST_TOPS, Token
 from min_llm.infer.scheduler import BLOCK, Plan
+from min_llm.kernels import elementwise
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
 from min_llm.nn.batch import Batch
@@ -96,7 +97,8 @@ def forward(
     cache = PagedCache(keys, values, tables, row, index, singles)
     at = jnp.maximum(index, 0)[None]
     batch = Batch(tokens[None], positions=at, index=at)
-    hidden, cache = models.forward(params, cfg, batch, runtime, cache)
+    with elementwise.rows_apart():
+        hidden, cache = models.forward(params, cfg, batch, runtime, cache)
     hidden = axes.shard(hidden, None, None, None)
     return _logits(head, hidden[0, sample_at], vocab), hidden[0], cache.keys, cache.values
 

@@ -6,7 +6,10 @@ The plain forms stay in `nn`; they ask `fits` which way to go.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -19,9 +22,32 @@ from min_llm.kernels import cpu
 SMALLEST = 1 << 14  # numbers below which calling a kernel costs more than it gains
 
 
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+@contextlib.contextmanager
+def rows_apart() -> Iterator[None]:
+    """Programs traced in the body compute each row in one way, whatever the number of rows: the kernels take arrays of
+    any size, and norms in float32, too, whose sums XLA orders by the shape."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
 def fits(x: Array) -> bool:
     """Whether the kernels take this array, here."""
-    wanted = x.dtype == jnp.bfloat16 and x.size >= SMALLEST
+    return _fits(x, x.dtype == jnp.bfloat16)
+
+
+def norm_fits(x: Array) -> bool:
+    """Whether those of norms do."""
+    return _fits(x, x.dtype == jnp.bfloat16 or (x.dtype == jnp.float32 and _apart.get()))
+
+
+def _fits(x: Array, known: bool) -> bool:
+    wanted = known and (x.size >= SMALLEST or _apart.get())
     return wanted and not jax.sharding.get_abstract_mesh().axis_names and cpu.available()
 
 

@@ -18,7 +18,7 @@ def rms_norm(x: Float[Array, "... d"], scale: Float[Array, " d"], eps: float) ->
 
 
 def _rms_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple]:
-    if elementwise.fits(x):
+    if elementwise.norm_fits(x):
         y, inverse = elementwise.rms_norm(x, scale, eps)
         return y, (x, scale, inverse)
     x32 = x.astype(jnp.float32)
@@ -50,7 +50,7 @@ def layer_norm(
 
 
 def _layer_forward(x: Array, scale: Array, bias: Array | None, eps: float) -> tuple[Array, tuple]:
-    if elementwise.fits(x):
+    if elementwise.norm_fits(x):
         shift = jnp.zeros_like(scale) if bias is None else bias
         y, mean, inverse = elementwise.layer_norm(x, scale, shift, eps)
         return y, (x, scale, bias, mean, inverse)

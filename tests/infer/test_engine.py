@@ -15,6 +15,7 @@ from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded
 from min_llm.infer.options import EngineConfig
 from min_llm.infer.request import Sampling
+from min_llm.kernels import cpu
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 from min_llm.reference import decode
@@ -28,6 +29,8 @@ CASES = {
     "mixtral": dataclasses.replace(MIXTRAL, vocab_size=VOCAB),
     "gpt2": dataclasses.replace(GPT2, vocab_size=VOCAB),
 }
+# wide enough that training's kernels would take a step with a chunk and leave one without
+WIDE = dataclasses.replace(CASES["llama"], dim=192, head_dim=16, hidden_dim=200)
 SMALL = EngineConfig(max_sequences=3, chunk=16, page_size=4, cache_tokens=72)
 LARGE = EngineConfig(max_sequences=20, chunk=96, page_size=16, cache_tokens=2000)
 GREEDY = Sampling(temperature=0, max_tokens=6)
@@ -35,12 +38,14 @@ GREEDY = Sampling(temperature=0, max_tokens=6)
 
 @functools.cache
 def weights(case):
-    return random_weights(CASES[case])
+    return random_weights((CASES | {"wide": WIDE})[case])
 
 
 @functools.cache
 def engine(case="llama", config=SMALL, dtype="float32"):
-    return Engine(Loaded(case, CASES[case], weights(case), Runtime(dtype=dtype), Bytes()), config)
+    return Engine(
+        Loaded(case, (CASES | {"wide": WIDE})[case], weights(case), Runtime(dtype=dtype), Bytes()), config
+    )
 
 
 @functools.cache
@@ -345,3 +350,38 @@ def test_a_draft_model_must_fit():
                 "d", LLAMA, random_weights(LLAMA), Runtime(), Bytes(special_tokens=(), end_of_document=None)
             )
         )
+
+
+def logits_of(one, requests, mine):
+    """The logits of request number `mine`, token by token, while all run."""
+    numbers = [one.add(prompt, sampling) for prompt, sampling in requests]
+    wanted, rows, run = numbers[mine], [], one._program.draw
+
+    def draw(logits, drawn):
+        rows.extend(np.asarray(logits)[i] for i, (answer, _) in enumerate(drawn) if answer.request == wanted)
+        return run(logits, drawn)
+
+    one._program.draw = draw
+    try:
+        while one.busy:
+            one.step()
+    finally:
+        del one._program.draw
+    return np.stack(rows)
+
+
+@pytest.mark.skipif(not cpu.available(), reason=f"no kernels: {cpu.unavailable()}")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", ["llama", "wide", "gpt2"])
+def test_logits_have_the_same_bits_whatever_runs_beside(case, dtype):
+    """Alone in 8 rows; among 15 others, whose prompts are computed in the same steps; with another prefix cached."""
+    one = engine(case, LARGE, dtype)
+    mine, *others = prompts(23, *range(1, 46, 3), seed=13)
+    sampling = Sampling(temperature=1.0, seed=2, max_tokens=12)
+    alone = logits_of(one, [(mine, sampling)], 0)
+    crowd = [(p, dataclasses.replace(sampling, max_tokens=3 + i, seed=i)) for i, p in enumerate(others)]
+    together = logits_of(one, [*crowd[:9], (mine, sampling), *crowd[9:]], 9)
+    assert alone.shape == (12, VOCAB) and (alone.view(np.uint32) == together.view(np.uint32)).all()
+    assert (
+        logits_of(engine(case, SMALL, dtype), [(mine, sampling)], 0) == alone
+    ).all()  # chunks of 16, not 96

@@ -307,3 +307,26 @@ import os, sys; sys.stdout.flush(); os._exit(0)
         found[switch] = done.stdout.split()
     assert (found["0"][0], found["1"][0]) == ("xla", "amx")
     assert float(found["0"][1]) == pytest.approx(float(found["1"][1]), rel=1e-3)
+
+
+@here
+@pytest.mark.parametrize("d", [15, 64, 200])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_norms_of_rows_apart(dtype, d):
+    """Near float64, and a row has the same bits whatever the number of rows."""
+    x = normal(300, d, dtype=dtype)
+    scale, bias = normal(2, d, dtype=jnp.float32)
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    for centre, f in (
+        (wide, lambda x: rms_norm(x, scale, 1e-5)),
+        (centred, lambda x: layer_norm(x, scale, bias, 1e-5)),
+    ):
+        with elementwise.rows_apart():
+            call = jax.jit(f)
+            whole = np.asarray(call(x), np.float64)
+            for n in (1, 8, 24, 104):
+                assert (np.asarray(call(x[7 : 7 + n]), np.float64) == whole[7 : 7 + n]).all()
+        want = centre / np.sqrt((centre**2).mean(-1, keepdims=True) + 1e-5) * scale
+        want += bias if centre is centred else 0
+        np.testing.assert_allclose(whole, want, atol=1e-5 if dtype == jnp.float32 else 0.05)

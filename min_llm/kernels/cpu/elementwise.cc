@@ -1,6 +1,6 @@
 // What lies between the products of a layer, each in one pass over memory: RMSNorm, LayerNorm, SwiGLU, GELU,
 // rotary embedding.
-// bfloat16 in and out, float32 inside.
+// bfloat16 in and out (norms also float32), float32 inside.
 #include <cmath>
 
 #include "pool.h"
@@ -29,36 +29,51 @@ void over_rows(ffi::ThreadPool& pool, int64_t rows, int64_t width, const Task& t
 
 // n · scale + bias with n = (x − mean) · inverse. RMSNorm (kCentred false) has mean 0 and no bias; `mean` and `bias` are
 // not read then.
-template <bool kCentred>
-void norm(ffi::ThreadPool& pool, const Numbers& x, const Floats& scale, const float* bias, bf16* y, float* mean,
-          float* inverse, float eps) {
-  const int64_t d = x.dimensions().back();
-  const float* by = scale.typed_data();
-  over_rows(pool, rows_of(x), d, [&](int64_t, int64_t from, int64_t to) {
+// A row's sums have an order of their own, whatever the other rows.
+template <bool kCentred, class Number>
+void norm(ffi::ThreadPool& pool, const Number* x, int64_t rows, int64_t d, const float* by, const float* bias,
+          Number* y, float* mean, float* inverse, float eps) {
+  over_rows(pool, rows, d, [&](int64_t, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
-      const bf16* row = data(x) + i * d;
+      const Number* row = x + i * d;
       __m512 m = _mm512_setzero_ps();
       if constexpr (kCentred) {
-        for (int64_t c = 0; c < d; c += 16) m = _mm512_add_ps(m, load_bf16(row + c, first16(d - c)));
+        for (int64_t c = 0; c < d; c += 16) m = _mm512_add_ps(m, load16(row + c, first16(d - c)));
         mean[i] = _mm512_reduce_add_ps(m) / d;
         m = _mm512_set1_ps(mean[i]);
       }
       __m512 squares = _mm512_setzero_ps();
       for (int64_t c = 0; c < d; c += 16) {
         const __mmask16 mask = first16(d - c);
-        const __m512 v = _mm512_maskz_sub_ps(mask, load_bf16(row + c, mask), m);
+        const __m512 v = _mm512_maskz_sub_ps(mask, load16(row + c, mask), m);
         squares = _mm512_fmadd_ps(v, v, squares);
       }
       inverse[i] = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / d + eps);
       const __m512 f = _mm512_set1_ps(inverse[i]);
       for (int64_t c = 0; c < d; c += 16) {
         const __mmask16 mask = first16(d - c);
-        const __m512 n = _mm512_mul_ps(_mm512_sub_ps(load_bf16(row + c, mask), m), f);
+        const __m512 n = _mm512_mul_ps(_mm512_sub_ps(load16(row + c, mask), m), f);
         const __m512 shift = kCentred ? _mm512_maskz_loadu_ps(mask, bias + c) : _mm512_setzero_ps();
-        store_bf16(y + i * d + c, _mm512_fmadd_ps(n, _mm512_maskz_loadu_ps(mask, by + c), shift), mask);
+        store16(y + i * d + c, _mm512_fmadd_ps(n, _mm512_maskz_loadu_ps(mask, by + c), shift), mask);
       }
     }
   });
+}
+
+// `norm` of bfloat16 or float32 numbers.
+template <bool kCentred>
+ffi::Error any_norm(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const Floats& scale, const float* bias,
+                    ffi::Result<ffi::AnyBuffer>& y, float* mean, float* inverse, float eps) {
+  const int64_t d = x.dimensions().back(), rows = x.element_count() / d;
+  const auto run = [&](const auto* from, auto* to) {
+    norm<kCentred>(pool, from, rows, d, scale.typed_data(), bias, to, mean, inverse, eps);
+  };
+  if (x.element_type() == ffi::F32) {
+    run(static_cast<const float*>(x.untyped_data()), static_cast<float*>(y->untyped_data()));
+  } else {
+    run(static_cast<const bf16*>(x.untyped_data()), static_cast<bf16*>(y->untyped_data()));
+  }
+  return ffi::Error::Success();
 }
 
 // With g = dy · scale: dx = inverse · (g − mean(g) − n · mean(g · n)), dscale = Σ dy · n, dbias = Σ dy; without the mean
@@ -115,10 +130,9 @@ void norm_gradient(ffi::ThreadPool& pool, const Numbers& x, const Floats& scale,
   }
 }
 
-ffi::Error rms_norm(ffi::ThreadPool pool, Numbers x, Floats scale, ffi::Result<Numbers> y, ffi::Result<Floats> inverse,
-                    float eps) {
-  norm<false>(pool, x, scale, nullptr, data(y), nullptr, inverse->typed_data(), eps);
-  return ffi::Error::Success();
+ffi::Error rms_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, Floats scale, ffi::Result<ffi::AnyBuffer> y,
+                    ffi::Result<Floats> inverse, float eps) {
+  return any_norm<false>(pool, x, scale, nullptr, y, nullptr, inverse->typed_data(), eps);
 }
 
 ffi::Error rms_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Floats inverse, Numbers dy,
@@ -127,10 +141,9 @@ ffi::Error rms_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Floa
   return ffi::Error::Success();
 }
 
-ffi::Error layer_norm(ffi::ThreadPool pool, Numbers x, Floats scale, Floats bias, ffi::Result<Numbers> y,
-                      ffi::Result<Floats> mean, ffi::Result<Floats> inverse, float eps) {
-  norm<true>(pool, x, scale, bias.typed_data(), data(y), mean->typed_data(), inverse->typed_data(), eps);
-  return ffi::Error::Success();
+ffi::Error layer_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, Floats scale, Floats bias,
+                      ffi::Result<ffi::AnyBuffer> y, ffi::Result<Floats> mean, ffi::Result<Floats> inverse, float eps) {
+  return any_norm<true>(pool, x, scale, bias.typed_data(), y, mean->typed_data(), inverse->typed_data(), eps);
 }
 
 ffi::Error layer_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Floats mean, Floats inverse, Numbers dy,
@@ -243,9 +256,9 @@ ffi::Error rotate(ffi::ThreadPool pool, Numbers x, Floats cos, Floats sin, ffi::
 XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_rms_norm, rms_norm,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Numbers>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<Floats>()
-                                  .Ret<Numbers>()
+                                  .Ret<ffi::AnyBuffer>()
                                   .Ret<Floats>()
                                   .Attr<float>("eps"));
 
@@ -262,10 +275,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_rms_norm_gradient, rms_norm_gradient,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_layer_norm, layer_norm,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Numbers>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<Floats>()
                                   .Arg<Floats>()
-                                  .Ret<Numbers>()
+                                  .Ret<ffi::AnyBuffer>()
                                   .Ret<Floats>()
                                   .Ret<Floats>()
                                   .Attr<float>("eps"));

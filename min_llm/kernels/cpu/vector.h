@@ -37,4 +37,10 @@ inline void store_bf16(bf16* p, __m512 x, __mmask16 mask = 0xffff) {
   _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
+// The same for either kind of number.
+inline __m512 load16(const bf16* p, __mmask16 mask) { return load_bf16(p, mask); }
+inline __m512 load16(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+inline void store16(bf16* p, __m512 x, __mmask16 mask) { store_bf16(p, x, mask); }
+inline void store16(float* p, __m512 x, __mmask16 mask) { _mm512_mask_storeu_ps(p, mask, x); }
+
 }  // namespace min_llm
