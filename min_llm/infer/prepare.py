@@ -16,6 +16,7 @@ from min_llm.nn.layers import length
 from min_llm.nn.leaves import Leaf, Whole, is_leaf
 from min_llm.nn.packed import pack
 from min_llm.nn.runtime import Runtime
+from min_llm.quant.leaves import DynamicInt8
 from min_llm.spec import Param, leaves, map_spec
 
 READ = ("matrix", "head", "embedding")  # roles that enter products or are looked up
@@ -36,8 +37,8 @@ def prepared(
     params: Any, cfg: ModelConfig, runtime: Runtime, release: bool = False
 ) -> tuple[Any, Any, Runtime]:
     """Parameters, the head by itself, and how layers run: scanned where every matrix is read where it lies, else each
-    from a stack of its own, unrolled. Leaves that bring their own product stay as they are. release: a matrix that was
-    packed is given back at once, and `params` can be used no more."""
+    from a stack of its own, unrolled. Leaves that bring their own product stay as they are, or pack themselves.
+    release: a matrix that was packed is given back at once, and `params` can be used no more."""
     family = models.of(cfg)
     head, layer = family.head(params), family.layer_spec(cfg)
     stacks = [
@@ -51,12 +52,14 @@ def prepared(
     )  # it is read from `head` alone
     spec, rest = (dataclasses.replace(tree, **without) for tree in (models.spec(cfg), params))
     outside = map_spec(lambda p, w: _prepared(p, w, runtime, release), spec, rest)
-    head = head if is_leaf(head) else _read(head[None], 1, runtime, True, alone=True)
+    head = _leaf(head) if is_leaf(head) else _read(head[None], 1, runtime, True, alone=True)
     return dataclasses.replace(outside, layers=tuple(stacks)), head, dataclasses.replace(runtime, scan=scan)
 
 
 def _prepared(p: Param, w: Any, runtime: Runtime, release: bool) -> Any:
-    if is_leaf(w) or p.role not in READ:
+    if is_leaf(w):
+        return _leaf(w)
+    if p.role not in READ:
         return w
     if p.role == "matrix" and "embed" in p.axes and "experts" not in p.axes and None not in p.axes:
         # the model's dimension is what goes in or what comes out
@@ -64,15 +67,23 @@ def _prepared(p: Param, w: Any, runtime: Runtime, release: bool) -> Any:
     return w.astype(runtime.dtype)
 
 
+def _leaf(w: Any) -> Any:
+    return w.packed() if isinstance(w, DynamicInt8) and _kernels_run() else w
+
+
 def _read(w: Any, contracted: int, runtime: Runtime, release: bool, alone: bool = False) -> Any:
     """w [layers, ...] packed, or in the compute dtype; alone: its one layer is all there is."""
-    if cpu.available() and not axes.on_mesh():
+    if _kernels_run():
         packed = pack(w, runtime.dtype, contracted)
         if release and isinstance(w, jax.Array):
             jax.block_until_ready(packed)
             w.delete()
         return packed
     return (w[0] if alone else w).astype(runtime.dtype)
+
+
+def _kernels_run() -> bool:
+    return cpu.available() and not axes.on_mesh()
 
 
 def _is_sliced(p: Param, w: Any) -> bool:

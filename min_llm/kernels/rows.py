@@ -1,7 +1,8 @@
 """The product of a few rows with a matrix that was packed once: decoding, and prefill in pieces.
 
 Y = X · W for X [n, k] with n from 1 (one sequence decoding) to some hundreds. `pack` lays W out in panels of 32 columns
-in the order in which the kernel reads it; bfloat16 matrices as tiles of AMX, with pairs of neighbouring k side by side.
+in the order in which the kernel reads it; bfloat16 and int8 matrices as tiles of AMX, with pairs or fours of
+neighbouring k side by side.
 
 The bits of a row of Y depend on that row of X and on W, and on nothing else: not on n, on the other rows, on where the
 row stands, or on the number of threads. So a sequence decodes to the same tokens alone and in a batch, which products
@@ -14,37 +15,40 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
 from min_llm.config import UserError
 from min_llm.kernels import cpu
 
 PANEL = 32  # columns
-STEP = 32  # k of a tile
-DTYPES = ("float32", "bfloat16")
+SIDE = {"bfloat16": 2, "int8": 4}  # k that lie side by side, in 32 bits; 16 times as many are a step
+DTYPES = ("float32", *SIDE)
 
 
 def pack(w: Float[Array, "k m"], dtype: DTypeLike) -> Array:
     """w in panels of 32 columns, padded with zeros: float32 [panels, k, 32]; bfloat16 [panels, steps, 1024], a step of
-    32 k being two tiles of 16 pairs of k x 16 columns x 2."""
-    if jnp.dtype(dtype).name not in DTYPES:
-        raise UserError(f"Matrices are packed in {' or '.join(DTYPES)}, not in {jnp.dtype(dtype).name}.")
+    32 k being two tiles of 16 pairs of k x 16 columns x 2; int8 [panels, steps, 2048], a step of 64 k likewise with
+    fours."""
+    name = jnp.dtype(dtype).name
+    if name not in DTYPES:
+        raise UserError(f"Matrices are packed in {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not in {name}.")
     k, m = w.shape
     w = w.astype(dtype)
     if w.dtype == jnp.float32:
         return jnp.pad(w, ((0, 0), (0, -m % PANEL))).reshape(k, -1, PANEL).transpose(1, 0, 2)
-    w = jnp.pad(w, ((0, -k % STEP), (0, -m % PANEL)))
-    tiles = w.reshape(-(-k // STEP), 16, 2, -(-m // PANEL), 2, 16).transpose(3, 0, 4, 1, 5, 2)
-    return tiles.reshape(*tiles.shape[:2], STEP * PANEL)
+    step = 16 * SIDE[name]
+    w = jnp.pad(w, ((0, -k % step), (0, -m % PANEL)))
+    tiles = w.reshape(-(-k // step), 16, SIDE[name], -(-m // PANEL), 2, 16).transpose(3, 0, 4, 1, 5, 2)
+    return tiles.reshape(*tiles.shape[:2], step * PANEL)
 
 
 def unpack(packed: Array, k: int, m: int) -> Float[Array, "k m"]:
     """The matrix that was packed, in the dtype in which it was."""
     if packed.dtype == jnp.float32:
         return packed.transpose(1, 0, 2).reshape(k, -1)[:, :m]
-    panels, steps = packed.shape[:2]
-    tiles = packed.reshape(panels, steps, 2, 16, 16, 2).transpose(1, 3, 5, 0, 2, 4)
-    return tiles.reshape(steps * STEP, panels * PANEL)[:k, :m]
+    panels, steps, size = packed.shape
+    tiles = packed.reshape(panels, steps, 2, 16, 16, -1).transpose(1, 3, 5, 0, 2, 4)
+    return tiles.reshape(steps * size // PANEL, panels * PANEL)[:k, :m]
 
 
 def multiply(
@@ -61,3 +65,18 @@ def multiply(
         return jax.ffi.ffi_call("min_llm_rows", out, vmap_method="sequential")(x, packed, jnp.int32(layer))
     w = unpack(packed[layer], k, m)
     return jnp.dot(x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def multiply_int8(
+    x: Float[Array, "n k"],
+    packed: Int8[Array, "layers panels steps 2048"],
+    scales: Float[Array, "layers panels 32"],
+    layer: Int[Array, ""] | int,
+    m: int,
+) -> Float[Array, "n m"]:
+    """The same with w in int8 and a scale for each of its columns. Every row of x is rounded to int8 with a scale of
+    its own, products are summed in int32, and the sums multiplied by both scales in float32. Only where the kernels
+    run."""
+    out = jax.ShapeDtypeStruct((x.shape[0], m), x.dtype)
+    call = jax.ffi.ffi_call("min_llm_rows_int8", out, vmap_method="sequential")
+    return call(x, packed, scales, jnp.int32(layer))

@@ -7,13 +7,16 @@ the products of int8 with int8 are faster than float32; the other schemes save m
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Self
+import math
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from min_llm import platform
+from min_llm.kernels import cpu
+from min_llm.kernels import rows as kernel
 from min_llm.kernels.product import multiply, native
 from min_llm.quant import rounding
 
@@ -79,6 +82,37 @@ class DynamicInt8(Quantized):
             rows, self.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
         )
         return (sums.astype(jnp.float32) * scales * self.scales[:, 0]).astype(x.dtype)[:n]
+
+    def packed(self) -> PackedInt8:
+        """For decoding. One without layers becomes a stack of one."""
+        m = self.values.shape[-2]
+        values = self.values.reshape(-1, *self.values.shape[-2:])
+        scales = jnp.pad(self.scales.reshape(-1, m), ((0, 0), (0, -m % kernel.PANEL)))
+        pack = jax.jit(lambda w: jax.lax.map(lambda one: kernel.pack(one.T, "int8"), w))
+        return PackedInt8(pack(values), scales.reshape(len(values), -1, kernel.PANEL), self.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedInt8:
+    """DynamicInt8 of all layers as the rows kernel reads it (nn/packed.py), with the same products, bit for bit."""
+
+    panels: Int8[Array, "layers panels steps 2048"]
+    scales: Float[Array, "layers panels 32"]
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    layer: Any = 0
+
+    def of_layer(self, layer: Any) -> PackedInt8:
+        """See `leaves.Whole`."""
+        return dataclasses.replace(self, layer=layer)
+
+    def product(self, x: Float[Array, "n k"]) -> Float[Array, "n m"]:
+        k = x.shape[1]
+        m = math.prod(self.shape) // k
+        if cpu.available():
+            return kernel.multiply_int8(x, self.panels, self.scales, self.layer, m)
+        scales = self.scales[self.layer].reshape(-1, 1)[:m]
+        return DynamicInt8(kernel.unpack(self.panels[self.layer], k, m).T, scales, self.shape).product(x)
 
 
 @jax.tree_util.register_dataclass

@@ -2,7 +2,8 @@
 
 Every scheme is symmetric (0 stays 0) and has a scale a row, or a group of a row: x ≈ values · scales. Rows are cut off
 from each other, so what an outlier costs is paid in its own row alone. Scales are made by a multiplication: XLA may
-compile a division by a constant to either, with other bits in another program.
+compile a division by a constant to either, with other bits in another program. So are the values of int8, which
+kernels/cpu/rows.cc makes with the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def int8_rows(x: Float[Array, "*b n k"]) -> tuple[Int8[Array, "*b n k"], Float[A
     """Values from -127 to 127 and float32 scales; each value within half a unit of x."""
     x = x.astype(jnp.float32)
     scales = jnp.maximum(jnp.abs(x).max(-1, keepdims=True), SMALLEST) * (1 / 127)
-    return jnp.round(x / scales).astype(jnp.int8), scales
+    return jnp.round(x * (1 / scales)).astype(jnp.int8), scales
 
 
 def int4_groups(

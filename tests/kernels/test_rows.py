@@ -38,6 +38,18 @@ def test_unpacked_is_what_was_packed(k, m, dtype):
     np.testing.assert_array_equal(rows.unpack(packed, k, m), w.astype(dtype))
 
 
+@given(st.integers(1, 200), st.integers(1, 100))
+@settings(max_examples=20, deadline=None)
+def test_fours_of_int8_lie_side_by_side(k, m):
+    w = np.random.default_rng(k).integers(-127, 128, (k, m)).astype(np.int8)
+    packed = np.asarray(rows.pack(w, "int8"))
+    assert packed.shape == (-(-m // 32), -(-k // 64), 2048)
+    for i, j in ((0, 0), (k - 1, m - 1), (k // 2, m // 2)):
+        tiles = packed[j // 32, i // 64].reshape(2, 16, 16, 4)
+        assert tiles[j // 16 % 2, i % 64 // 4, j % 16, i % 4] == w[i, j]
+    np.testing.assert_array_equal(rows.unpack(packed, k, m), w)
+
+
 @pytest.mark.parametrize("native", [pytest.param(True, marks=here), False])
 @pytest.mark.parametrize("k, m", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,6 +100,10 @@ def digest():
         packed = rows.pack(normal(600, 900), dtype)[None]
         for n in (1, 7, 64, 300):
             found.update(bits(rows.multiply(normal(n, 600, seed=n), packed, 0, 900)).tobytes())
+    packed = rows.pack((normal(600, 900) * 30).astype("int8"), "int8")[None]
+    for n in (1, 7, 64, 300):
+        y = rows.multiply_int8(normal(n, 600, seed=n), packed, jnp.ones((1, 29, 32)), 0, 900)
+        found.update(bits(y).tobytes())
     return found.hexdigest()
 
 
@@ -101,5 +117,5 @@ def test_one_thread_gives_the_bits_of_several():
 
 
 def test_other_dtypes_are_refused():
-    with pytest.raises(UserError, match="float32 or bfloat16, not in float16"):
+    with pytest.raises(UserError, match="float32, bfloat16 or int8, not in float16"):
         rows.pack(normal(4, 4), "float16")

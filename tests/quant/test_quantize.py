@@ -12,12 +12,14 @@ from min_llm import models
 from min_llm.config import UserError
 from min_llm.infer.engine import Engine, EngineConfig
 from min_llm.infer.load import Loaded
+from min_llm.infer.prepare import prepared
 from min_llm.infer.request import Sampling
+from min_llm.kernels import cpu
 from min_llm.nn.batch import Batch
-from min_llm.nn.leaves import Leaf, dot
+from min_llm.nn.leaves import Leaf, Whole, dot
 from min_llm.nn.runtime import Runtime
 from min_llm.quant import rounding
-from min_llm.quant.leaves import METHODS, Quantized
+from min_llm.quant.leaves import METHODS, PackedInt8, Quantized
 from min_llm.quant.quantize import quantize
 from min_llm.tokenizers.byte import Bytes
 from tests.toys import GPT2, LLAMA, MIXTRAL, random_weights, rows
@@ -25,6 +27,7 @@ from tests.toys import GPT2, LLAMA, MIXTRAL, random_weights, rows
 DEEP = dataclasses.replace(LLAMA, n_layers=4, tie_embeddings=True)
 TOYS = {"llama": LLAMA, "tied": DEEP, "mixtral": MIXTRAL, "gpt2": GPT2}
 EXACT = Runtime("float32")
+kernels = pytest.mark.skipif(not cpu.available(), reason=f"no kernels: {cpu.unavailable()}")
 
 
 @functools.cache
@@ -35,6 +38,14 @@ def quantized(toy, method, **changes):
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint8)
+
+
+def stack_layer(stack, i):
+    return dataclasses.replace(stack, values=stack.values[i], scales=stack.scales[i])
 
 
 def relative(found, wanted):
@@ -59,6 +70,42 @@ def test_a_row_of_w8a8_has_the_same_bits_whatever_stands_beside_it(shape):
     whole = np.asarray(product(leaf, x))
     for first, n in [(0, 1), (3, 1), (5, 2), (7, 8), (20, 16), (1, 69)]:
         assert (np.asarray(product(leaf, x[first : first + n])) == whole[first : first + n]).all()
+
+
+@kernels
+# less than a tile; ragged; whole tiles; two passes of k; rows of 4 KiB
+@pytest.mark.parametrize("k, m", [(5, 3), (77, 45), (576, 192), (1100, 70), (4096, 33)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_w8a8_has_the_bits_of_w8a8_in_every_layer(k, m, dtype):
+    stack = METHODS["w8a8"].of(normal(3, m, k, seed=1), (k, m))
+    packed = stack.packed()
+    scales = np.exp(3 * normal(300, 1, seed=2))
+    scales[1] = 0
+    x = jnp.asarray(normal(300, k) * scales, dtype)
+    for i in (0, 2):
+        wanted = bits(jax.jit(lambda leaf, x: leaf.product(x))(stack_layer(stack, i), x))
+        for n in (1, 2, 7, 16, 17, 33, 300):
+            found = packed.of_layer(i).product(x[:n])
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(bits(found), wanted[:n])
+            np.testing.assert_array_equal(bits(packed.of_layer(i).product(x[-n:])), wanted[-n:])
+
+
+@kernels
+def test_packed_w8a8_keeps_what_is_not_a_number_to_its_row():
+    packed = METHODS["w8a8"].of(normal(40, 70, seed=1), (70, 40)).packed()
+    for bad in (np.nan, np.inf):
+        x = normal(5, 70)
+        x[3, 69] = bad
+        assert (np.isfinite(packed.product(x)).all(axis=1) == [True, True, True, False, True]).all()
+
+
+def test_packed_w8a8_needs_no_kernel(monkeypatch):
+    leaf, x = METHODS["w8a8"].of(normal(40, 70, seed=1), (70, 40)), normal(9, 70)
+    packed = leaf.packed()
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    assert isinstance(packed, Whole) and packed.shape == (70, 40)
+    np.testing.assert_array_equal(packed.product(x), leaf.product(x))
 
 
 @pytest.mark.parametrize("dtype, most", [("float32", 1e-6), ("bfloat16", 0.01)])
@@ -161,6 +208,14 @@ def test_the_engine_answers_as_the_quantized_model_does(toy, method):
         # w8a8 and fp8 may round a value of another layout to the neighbouring one, so near ties may turn
         lead = logits.max(-1) - logits[np.arange(5), found[i]]
         assert (lead <= 0.02 * logits.std()).all()
+
+
+@kernels
+def test_the_engine_reads_w8a8_where_it_lies():
+    cfg, params = quantized("tied", "w8a8")
+    made, head, runtime = prepared(params, cfg, dataclasses.replace(EXACT, scan=False))
+    assert runtime.scan and isinstance(head, PackedInt8)
+    assert isinstance(made.layers[0].wq, PackedInt8) and len(made.layers) == 1
 
 
 def test_bad_input_is_answered_in_a_sentence():

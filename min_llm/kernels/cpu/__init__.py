@@ -22,6 +22,7 @@ SOURCES = Path(__file__).parent
 TARGETS = (
     "min_llm_product",
     "min_llm_rows",
+    "min_llm_rows_int8",
     "min_llm_paged",
     "min_llm_attention",
     "min_llm_attention_gradient",

@@ -3,6 +3,8 @@
 // A tile is 16 rows of 64 bytes. The instruction multiplies a tile of A (16 rows x 32 k) by a tile of B in which two
 // neighbouring k lie side by side (16 pairs of k x 16 columns x 2) and adds to a float32 tile of C (16 x 16). Here a
 // block of C is 32 x 32: two tiles of A and two of B feed four products, twice as many as loads.
+//
+// Tiles of int8 are the same with four neighbouring k in the place of two, 64 k in all, and int32 in that of float32.
 #pragma once
 
 #include <immintrin.h>
@@ -33,6 +35,14 @@ struct Operand {
     return {static_cast<const char*>(data) + offset * (wide ? 4 : 2), stride, transposed, wide};
   }
 };
+
+// C += A B, by the numbers of the tiles, in a template that has kIntegers. A macro: the instructions take no variables.
+#define MIN_LLM_TILE_PRODUCT(c, a, b) \
+  if constexpr (kIntegers) {          \
+    _tile_dpbssd(c, a, b);            \
+  } else {                            \
+    _tile_dpbf16ps(c, a, b);          \
+  }
 
 // Configures the calling thread's tiles, and puts back what was there: XLA's own kernels keep theirs between calls.
 // Tiles 0-3 are of C, 4 and 5 of A, 6 and 7 of B; those of C and A may have fewer than 16 rows.
@@ -226,7 +236,9 @@ struct Write {
 };
 
 // c[32][32] = (add: c +) Σ over `steps` steps of A times packed B. Finishes `before`, which is another block.
-inline void multiply(const Rows& a, const bf16* b, int64_t steps, float* c, bool add, Write& before) {
+// kIntegers: the tiles, taken for bfloat16 by whoever counts their bytes, hold int8, and c int32.
+template <bool kIntegers = false>
+void multiply(const Rows& a, const bf16* b, int64_t steps, float* c, bool add, Write& before) {
   const int64_t row = kBlock * 4;  // bytes
   float *c10 = c + kTile * kBlock, *c01 = c + kTile, *c11 = c10 + kTile;
   if (add) {
@@ -245,12 +257,12 @@ inline void multiply(const Rows& a, const bf16* b, int64_t steps, float* c, bool
   for (int64_t s = 0; s < steps; ++s) {
     _tile_loadd(4, upper, a.stride * 2);
     _tile_loadd(6, b, 64);
-    _tile_dpbf16ps(0, 4, 6);
+    MIN_LLM_TILE_PRODUCT(0, 4, 6)
     _tile_loadd(7, b + kTileSize, 64);
-    _tile_dpbf16ps(1, 4, 7);
+    MIN_LLM_TILE_PRODUCT(1, 4, 7)
     _tile_loadd(5, lower, a.stride * 2);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    MIN_LLM_TILE_PRODUCT(2, 5, 6)
+    MIN_LLM_TILE_PRODUCT(3, 5, 7)
     upper += a.step;
     lower += a.step;
     b += 2 * kTileSize;
