@@ -144,7 +144,7 @@ def forward(
 ) -> tuple[Float[Array, "b s d"], Any]:
     """Hidden states after the final norm, in the compute dtype, and the updated cache."""
     s = batch.tokens.shape[1]
-    if s > cfg.max_seq_len:
+    if batch.positions is None and s > cfg.max_seq_len:
         raise UserError(f"{s} tokens do not fit this GPT-2, which has learned {cfg.max_seq_len} positions.")
     dtype = jnp.dtype(runtime.dtype)
     mask = cache.mask(batch, None)
