@@ -32,8 +32,13 @@ class Reporter:
     """Plain lines with the time of day; `log_to` copies every line into a run's log.txt."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self.stream = stream or sys.stderr
+        """stream: standard error without one, whatever that is when a line is written."""
+        self._given = stream
         self.log: IO[str] | None = None
+
+    @property
+    def stream(self) -> IO[str]:
+        return self._given or sys.stderr
 
     def info(self, text: str) -> None:
         self._line(text)

@@ -46,7 +46,7 @@ def piped(monkeypatch):
             "min_llm.reporting.Reporter._line", lambda self, text, style="": told.append(text)
         )
         monkeypatch.setattr("min_llm.infer.load.load", lambda *_: loaded(template))
-        monkeypatch.setattr("min_llm.infer.engine.Engine", lambda *_: FakeEngine(script=b"well\nyes"))
+        monkeypatch.setattr("min_llm.infer.engine.Engine", lambda *_, **__: FakeEngine(script=b"well\nyes"))
         result = CliRunner().invoke(app, ["chat", "toy", *options], input=text)
         if isinstance(result.exception, UserError):
             raise result.exception
@@ -82,7 +82,7 @@ from tests.cli import test_chat
 from tests.serve.fake import FakeEngine
 import min_llm.infer.engine, min_llm.infer.load
 min_llm.infer.load.load = lambda *_: test_chat.loaded(test_chat.TEMPLATE)
-min_llm.infer.engine.Engine = lambda *_: FakeEngine(script=b"ab\\x1b[2J" + b"c" * 150, pace=0.02)
+min_llm.infer.engine.Engine = lambda *_, **__: FakeEngine(script=b"ab\\x1b[2J" + b"c" * 150, pace=0.02)
 main()
 """
 

@@ -80,7 +80,7 @@ def test_samples_go_to_standard_output(trained, capsys):
     status, _, err = command_line(capsys, "sample", folder, "--step", 5)
     assert status == 2 and "does not have the checkpoint of step 5 (it has: 7, 8)" in err
     status, _, err = command_line(capsys, "sample", folder, "--max-tokens", 100)
-    assert status == 2 and "do not fit the model's max_seq_len of 16" in err
+    assert status == 2 and "at most 16 fit" in err
 
 
 def test_report_and_probe_plot_print_their_paths(trained, capsys):

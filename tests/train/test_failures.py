@@ -281,7 +281,7 @@ def test_a_huge_learning_rate_ends_with_status_1(tmp_path, capsys):
         (["model.vocab_size=3"], "'model.vocab_size' is 3, but the tokenizer has"),
         (["model.n_heads=3"], "'model.n_heads' (3) must be a multiple of 'model.n_kv_heads'"),
         (["sample.max_tokens=50"], "do not fit the model's max_seq_len of 16"),
-        (["sample.temperature=-1"], "The temperature is -1.0"),
+        (["sample.temperature=-1"], "temperature is -1.0"),
         (["data.source=/nowhere.txt"], "/nowhere.txt"),
         (["data.tokenizer=bpe:many"], "bpe:SIZE"),
         (["other.yaml"], "One configuration file at a time"),
