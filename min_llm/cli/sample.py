@@ -26,10 +26,12 @@ def sample(
     from min_llm.config import build
     from min_llm.infer.load import load
     from min_llm.infer.request import Sampling
+    from min_llm.kernels import cpu
     from min_llm.nn.runtime import RuntimeConfig
     from min_llm.reporting import reporter
 
     platform.use_compilation_cache()
+    cpu.keep_blocks()  # weights in huge pages are read a tenth faster
     sampling = Sampling(temperature, top_k, top_p, max_tokens=max_tokens, n=n, seed=seed)
     loaded = load(model, step, build(RuntimeConfig, {"dtype": dtype}, "runtime"))
     reporter().info(f"{loaded.about}, {loaded.cfg.family}, temperature {temperature}")
