@@ -91,6 +91,7 @@ class Terminal:
     def __init__(self, folder):
         self.end, theirs = pty.openpty()
         environment = os.environ | {"PYTHONPATH": str(ROOT), "MIN_LLM_HOME": str(folder), "TERM": "xterm"}
+        environment["MIN_LLM_NATIVE"] = "0"  # an empty home would have the kernels compiled first
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "chat", "toy"],
             stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment, start_new_session=True,
