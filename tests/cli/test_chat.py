@@ -76,7 +76,8 @@ def test_what_goes_wrong_in_a_pipe_ends_it(piped, line, said):
 
 PROGRAM = """
 import fcntl, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that ^C is a signal; not between fork and exec, where JAX's threads may hang it
+# So that ^C is a signal. Not between fork and exec, where code may hang beside JAX's threads.
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from min_llm.cli.main import main
 from tests.cli import test_chat
 from tests.serve.fake import FakeEngine
