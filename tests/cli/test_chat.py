@@ -153,9 +153,9 @@ def test_a_terminal(terminal, tmp_path):
     terminal.type("/save said.json\n")
     terminal.wait("exists")
     terminal.type("/system\n")
-    terminal.wait("no system prompt")
+    terminal.wait("(?s)no system prompt.*› $")
     terminal.type("\x1b[A\x1b[A\n")  # up, up: history
-    terminal.wait("exists")
+    terminal.wait("(?s)exists.*› $")  # ^D is an end for who waits for a line
     terminal.type("\x04")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(60) == 0
     assert "hello" in (tmp_path / "chat_history").read_text().splitlines()
