@@ -76,7 +76,8 @@ def test_what_goes_wrong_in_a_pipe_ends_it(piped, line, said):
 
 
 PROGRAM = """
-import fcntl, termios
+import fcntl, signal, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test in the background of a shell ignores
 # So that ^C is a signal. Not between fork and exec, where code may hang beside JAX's threads.
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from min_llm.cli.main import main
@@ -118,8 +119,7 @@ class Terminal:
                 self.bytes += os.read(self.end, 65536)
 
     def interrupt(self, pattern):
-        """^C at the prompt, again if need be: the system may give the signal to one of the engine's threads, and then
-        readline, which waits in the main one, hears of it with the next key."""
+        """^C at the prompt, again if need be: readline can miss one that falls between two of its waits."""
         for _ in range(20):
             self.type("\x03")
             with contextlib.suppress(AssertionError):
