@@ -230,14 +230,14 @@ class Engine:
         return stash + self._step()
 
     def _step(self) -> list[Output]:
-        self._guess()
-        plan = self._scheduler.plan()
-        if not plan.parts:
+        try:
+            self._guess()
+            plan = self._scheduler.plan()
+            if plan.parts:
+                return self._run(plan)
             if self._answers:
                 raise RuntimeError("The scheduler made no progress; this is a bug.")
             return []
-        try:
-            return self._run(plan)
         except Exception:
             self._recover()
             raise
@@ -355,3 +355,5 @@ class Engine:
         self._scheduler.stop_all()
         self._pages.clear()
         self._program.empty()
+        if self._drafter is not None:
+            self._drafter.forget()

@@ -23,6 +23,10 @@ class Drafter(Protocol):
         """Set the drafts of each answer's sequence, k at most. Every call names all running answers."""
         ...
 
+    def forget(self) -> None:
+        """Begin anew: a step has failed."""
+        ...
+
 
 class Prompt:
     """What followed the last time that these tokens came (prompt lookup, Saxena 2023): good where an answer repeats its
@@ -38,6 +42,9 @@ class Prompt:
         for answer in answers:
             tokens = answer.sequence.tokens
             answer.sequence.drafts = self._guess(answer, tokens)[:k]
+
+    def forget(self) -> None:
+        self._seen.clear()
 
     def _guess(self, answer: Answer, tokens: list[int]) -> list[int]:
         """The tokens behind the latest earlier place that ends like these."""
@@ -74,6 +81,12 @@ class Draft:
                 break
         for answer, n in lengths.items():
             answer.sequence.drafts = self._shadows[answer].tokens[n:]
+
+    def forget(self) -> None:
+        for shadow in self._shadows.values():
+            self._scheduler.remove(shadow)
+        self._shadows.clear()
+        self._program.empty()
 
     def _follow(self, answer: Answer) -> None:
         """Begin where the checked tokens are: what was computed for wrong guesses is computed again."""

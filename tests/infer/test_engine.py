@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -338,6 +339,27 @@ def test_speculation_changes_no_token(scale):
     s = one.statistics()
     rate = s.accepted / s.drafted
     assert s.compiles == 0 and {None: rate < 1, 0.0: rate == 1, 0.01: 0.2 < rate < 1, 10.0: rate < 0.1}[scale]
+
+
+def test_a_failed_draft_loses_nothing(monkeypatch):
+    one = speculative(Loaded("d", CASES["llama"], noisy(0.01), Runtime(), Bytes()))
+    text = prompts(20, 3, seed=8)
+    for p in text:
+        one.add(p, dataclasses.replace(GREEDY, max_tokens=20))
+    found = {}
+    for turn in itertools.count():
+        with monkeypatch.context() as m:
+            if turn == 3:
+                m.setattr(one._drafter._program, "run", lambda plan: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    one.step()
+                continue
+            for o in one.step():
+                found.setdefault(o.request, []).extend(ids(o.tokens))
+        if not one.busy:
+            break
+    assert turn > 3 and [found[n] for n in sorted(found)] == [greedy("llama", tuple(p), 20) for p in text]
+    assert one.statistics().accepted > 0
 
 
 def test_a_draft_model_must_fit():
