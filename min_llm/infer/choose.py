@@ -125,45 +125,32 @@ def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def choose(
-    logits: Float[Array, "r v"], rows: Rows
-) -> tuple[Int[Array, " r"], Float[Array, " r"], Float[Array, " r"]]:
-    """Tokens, their log-probabilities under softmax(logits), and those under the distribution they were drawn from: of
-    the tokens that the filters left, at the row's temperature; 0 for a greedy row.
-
-    Token -1, and minus infinity for both, where a row has nothing to draw: every token is forbidden, or a logit is NaN
-    or plus infinity.
-    """
-    return _choose(logits, rows, _uniforms(rows))
+def choose(logits: Float[Array, "r v"], rows: Rows) -> Int[Array, " r"]:
+    """Tokens; -1 where a row has nothing to draw: every token is forbidden, or a logit is NaN or plus infinity."""
+    some = lambda: _choose(logits, rows, _uniforms(rows))
+    # the largest of a row is the same in any order, so rows need not be taken one by one
+    return jax.lax.cond(_greedy(rows).all(), lambda: _possible(_best(logits), logits), some)
 
 
 @_apart
-def _choose(logits: Float[Array, "r v"], rows: Rows, uniforms: Float[Array, "r 2"]) -> tuple[Array, ...]:
-    logits = _padded(logits)
-    peak, total = _partition(logits)
+def _choose(logits: Float[Array, "r v"], rows: Rows, uniforms: Float[Array, "r 2"]) -> Int[Array, " r"]:
+    draw = lambda: pick(jnp.exp(_kept(_padded(logits), rows)), uniforms)
+    return _possible(jax.lax.cond(_greedy(rows).all(), lambda: _best(logits), draw), logits)
 
-    def best() -> tuple[Array, Array]:
-        return _best(logits, peak), jnp.zeros(len(logits), jnp.float32)
 
-    def draw() -> tuple[Array, Array]:
-        kept = _kept(logits, peak, rows)
-        token = pick(jnp.exp(kept), uniforms)
-        return token, _logprob(kept, token, *_partition(kept))
+def _greedy(rows: Rows) -> Bool[Array, " r"]:
+    return rows.temperature < GREEDY_BELOW
 
-    token, drawn = jax.lax.cond((rows.temperature < GREEDY_BELOW).all(), best, draw)
-    raw = _logprob(logits, token, peak, total)
-    possible = jnp.isfinite(peak[:, 0])
-    return (
-        jnp.where(possible, token, -1),
-        jnp.where(possible, raw, -jnp.inf),
-        jnp.where(possible, drawn, -jnp.inf),
-    )
+
+def _possible(token: Int[Array, " r"], logits: Float[Array, "r v"]) -> Int[Array, " r"]:
+    return jnp.where(jnp.isfinite(logits.max(-1)), token, -1)
 
 
 @_apart
 def logprobs(logits: Float[Array, "r v"], ids: Int[Array, "r n"]) -> Float[Array, "r n"]:
-    """log-softmax of the logits at some tokens: the floats that `choose` and `tops` give for them."""
-    return _logprobs(jnp.take_along_axis(logits, ids, -1), *_partition(_padded(logits)))
+    """log-softmax of the logits at some tokens, the floats that `tops` gives for them; minus infinity for token -1."""
+    values = _logprobs(jnp.take_along_axis(logits, ids, -1), *_partition(_padded(logits)))
+    return jnp.where(ids < 0, -jnp.inf, values)
 
 
 def tops(logits: Float[Array, "r v"], k: int) -> tuple[Int[Array, "r k"], Float[Array, "r k"]]:
@@ -179,9 +166,9 @@ def tops(logits: Float[Array, "r v"], k: int) -> tuple[Int[Array, "r k"], Float[
 
 @_apart
 def processed(logits: Float[Array, "r v"], rows: Rows) -> Float[Array, "r v"]:
-    """Logits whose softmax is what `choose` draws from: `logprobs` and `tops` of them give its floats."""
-    wide = _padded(logits)
-    return _kept(wide, _partition(wide)[0], rows)[:, : logits.shape[1]]
+    """Logits whose softmax is what `choose` draws from: of the tokens that the filters left, at the row's temperature;
+    of the best token alone in a greedy row."""
+    return _kept(_padded(logits), rows)[:, : logits.shape[1]]
 
 
 def _padded(logits: Float[Array, "r v"]) -> Float[Array, "r w"]:
@@ -199,24 +186,18 @@ def _logprobs(values: Float[Array, "r n"], peak: Array, total: Array) -> Float[A
     return (values - peak) - total
 
 
-def _logprob(
-    logits: Float[Array, "r v"], token: Int[Array, " r"], peak: Array, total: Array
-) -> Float[Array, " r"]:
-    return _logprobs(jnp.take_along_axis(logits, token[:, None], -1), peak, total)[:, 0]
-
-
-def _best(logits: Float[Array, "r v"], peak: Float[Array, "r 1"]) -> Int[Array, " r"]:
+def _best(logits: Float[Array, "r v"]) -> Int[Array, " r"]:
     """The first token with the largest logit; XLA's argmax takes three times as long on a CPU."""
     ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    return jnp.where(logits == peak, ids, logits.shape[1]).min(-1)
+    return jnp.where(logits == logits.max(-1, keepdims=True), ids, logits.shape[1]).min(-1)
 
 
-def _kept(logits: Float[Array, "r v"], peak: Float[Array, "r 1"], rows: Rows) -> Float[Array, "r v"]:
+def _kept(logits: Float[Array, "r v"], rows: Rows) -> Float[Array, "r v"]:
     """Logits at each row's temperature, the largest 0, of the tokens that its filters leave: the best, if greedy."""
-    greedy = (rows.temperature < GREEDY_BELOW)[:, None]
-    scaled = (logits - peak) / jnp.where(greedy, 1.0, rows.temperature[:, None])
+    greedy = _greedy(rows)[:, None]
+    scaled = (logits - logits.max(-1, keepdims=True)) / jnp.where(greedy, 1.0, rows.temperature[:, None])
     kept = filters.kept(scaled, rows.min_p, rows.typical_p, rows.top_k, rows.top_p)
-    best = _best(logits, peak)[:, None] == jnp.arange(logits.shape[1])
+    best = _best(logits)[:, None] == jnp.arange(logits.shape[1])
     return jnp.where(greedy & ~best, -jnp.inf, kept)
 
 

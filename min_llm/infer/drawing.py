@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from min_llm.infer import choose
 from min_llm.infer.answer import Answer
@@ -16,21 +13,14 @@ from min_llm.infer.request import MOST_TOPS, Token
 FORBIDDEN = -1  # what a row gives whose every token is forbidden
 
 _choose = jax.jit(choose.choose)
-_tops = jax.jit(choose.tops, static_argnames="k")
+_edit = jax.jit(choose.edit)
+_processed = jax.jit(choose.processed)
 
 
 @jax.jit
-def _choose_edited(logits: Array, seen: Array, bias: Array, rows: choose.Rows) -> tuple[Array, ...]:
-    """Edited logits, tokens drawn by them, log-probabilities by the model's own logits and by what they were drawn
-    from."""
-    edited = choose.edit(logits, seen, rows.repetition_penalty, bias)
-    ids, _, drawn = choose.choose(edited, rows)
-    return edited, ids, choose.logprobs(logits, ids[:, None])[:, 0], drawn
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _tops_drawn(logits: Array, rows: choose.Rows, k: int) -> tuple[Array, Array]:
-    return choose.tops(choose.processed(logits, rows), k)
+def _scores(logits: Float[Array, "s v"], ids: Int[Array, " s"]) -> tuple[Array, Array, Array]:
+    """Log-probabilities of the tokens, and the likeliest tokens with theirs."""
+    return choose.logprobs(logits, ids[:, None])[:, 0], *choose.tops(logits, MOST_TOPS)
 
 
 def draw(logits: Float[Array, "s v"], wanted: list[tuple[Answer, int]]) -> list[Token]:
@@ -43,47 +33,38 @@ def draw(logits: Float[Array, "s v"], wanted: list[tuple[Answer, int]]) -> list[
         [place for _, place in wanted],
         logits.shape[0],
     )
-    edited = logits
-    if any(a.edited for a in answers):
-        edited, ids, raw, drawn = _choose_edited(logits, *_edits(answers, logits.shape), rows)
-    else:
-        ids, raw, drawn = _choose(logits, rows)
-    kinds = {a.sampling.logprobs_of for a in answers if a.sampling.logprobs}
-    tops = {}
-    if "raw" in kinds:
-        tops["raw"] = _host(_tops(logits, k=MOST_TOPS))
-    if "processed" in kinds:
-        tops["processed"] = _host(_tops_drawn(edited, rows, k=MOST_TOPS))
-    ids, raw, drawn = _host((ids, raw, drawn))
+    edited = _edited(logits, answers, rows) if any(a.edited for a in answers) else logits
+    drawn = _choose(edited, rows)
+    scores = {
+        kind: [np.asarray(a) for a in _scores(logits if kind == "raw" else _processed(edited, rows), drawn)]
+        for kind in {a.sampling.logprobs_of for a in answers if a.sampling.logprobs is not None}
+    }
+    ids = np.asarray(drawn).tolist()
     tokens = []
     for i, answer in enumerate(answers):
-        k, kind = answer.sampling.logprobs, answer.sampling.logprobs_of
+        k = answer.sampling.logprobs
         if k is None:
-            tokens.append(Token(int(ids[i])))
+            tokens.append(Token(ids[i]))
             continue
-        likeliest = tuple(zip(*(part[i, :k].tolist() for part in tops[kind]), strict=True)) if k else ()
-        tokens.append(Token(int(ids[i]), float((raw if kind == "raw" else drawn)[i]), likeliest))
+        own, likeliest, values = (part[i] for part in scores[answer.sampling.logprobs_of])
+        tops = tuple(zip(likeliest[:k].tolist(), values[:k].tolist(), strict=True))
+        tokens.append(Token(ids[i], float(own), tops))
     return tokens
 
 
 def warm_up(logits: Float[Array, "s v"]) -> None:
     """Compile what `draw` may need for logits of this shape."""
     rows = choose.rows([], [], [], logits.shape[0])
-    _choose(logits, rows)
-    edited, *_ = _choose_edited(logits, *_edits([], logits.shape), rows)
-    for some in (logits, edited):
-        _tops(some, k=MOST_TOPS)
-        _tops_drawn(some, rows, k=MOST_TOPS)
+    for some in (logits, _edited(logits, [], rows)):
+        ids = _choose(some, rows)
+        _scores(some, ids)
+        _scores(_processed(some, rows), ids)
 
 
-def _host(arrays: Any) -> list[np.ndarray]:
-    return [np.asarray(a) for a in arrays]
-
-
-def _edits(answers: list[Answer], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens the repetition penalty counts as seen, and what is added to the logits, [S, V] each."""
-    seen, bias = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+def _edited(logits: Float[Array, "s v"], answers: list[Answer], rows: choose.Rows) -> Float[Array, "s v"]:
+    """By what came before: the repetition penalty of tokens seen, and what is added."""
+    seen, bias = np.zeros(logits.shape, np.uint8), np.zeros(logits.shape, np.float32)
     for i, answer in enumerate(answers):
         if answer.edited:
             answer.edit(seen[i], bias[i])
-    return seen, bias
+    return _edit(logits, seen, rows.repetition_penalty, bias)

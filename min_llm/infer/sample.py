@@ -111,7 +111,7 @@ def _generate(
     cache = caches.empty(cfg, b, s + n, runtime.dtype)
     hidden, cache = models.forward(params, cfg, Batch(tokens), runtime, cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    token, *_ = choose(_logits(params, cfg, last)[:, :vocab], ways)
+    token = choose(_logits(params, cfg, last)[:, :vocab], ways)
     out = jnp.zeros((b, n), jnp.int32).at[:, 0].set(token)
 
     def unfinished(carry: tuple) -> Array:
@@ -123,7 +123,7 @@ def _generate(
         place = (lengths + i - 1)[:, None]
         batch = Batch(token[:, None], positions=place, index=place)
         hidden, cache = models.forward(params, cfg, batch, runtime, cache)
-        token, *_ = choose(_logits(params, cfg, hidden)[:, :vocab], ways.at(lengths + i))
+        token = choose(_logits(params, cfg, hidden)[:, :vocab], ways.at(lengths + i))
         return i + 1, token, out.at[:, i].set(token), cache, done | _ends(token, eos)
 
     carry = (jnp.int32(1), token, out, cache, _ends(token, eos))

@@ -26,7 +26,16 @@ KINDS = [
     Sampling(1.2, 50, 0.95, 0.01, 0.9),
     Sampling(1e-6),
 ]
-run = jax.jit(choose.choose)
+
+
+def scored(logits, rows):
+    """Tokens, their log-probabilities by the logits, and by what they were drawn from."""
+    tokens = choose.choose(logits, rows)
+    shown = (logits, choose.processed(logits, rows))
+    return tokens, *(choose.logprobs(x, tokens[:, None])[:, 0] for x in shown)
+
+
+run = jax.jit(scored)
 tops = jax.jit(choose.tops, static_argnums=1)
 logprobs = jax.jit(choose.logprobs)
 processed = jax.jit(choose.processed)
@@ -37,7 +46,7 @@ picked = jax.jit(choose.pick)
 def at_once(monkeypatch):
     """`choose` as it is compiled for accelerators: not row by row."""
     monkeypatch.setattr(platform, "backend", lambda: "gpu")
-    return jax.jit(lambda logits, rows: choose.choose(logits, rows))
+    return jax.jit(lambda logits, rows: scored(logits, rows))
 
 
 def some_logits(n, v=V, seed=0):
@@ -247,7 +256,7 @@ def test_rows_are_packed_and_filled_with_greedy_ones():
 
 
 def test_other_arguments_compile_nothing():
-    fresh = jax.jit(lambda logits, rows: choose.choose(logits, rows))
+    fresh = jax.jit(lambda logits, rows: scored(logits, rows))
     for i, sampling in enumerate(KINDS):
         fresh(some_logits(2), choose.rows([sampling], [i], [i], 2))
     assert fresh._cache_size() == 1
