@@ -40,6 +40,7 @@ class Rows:
     words: UInt32[Array | np.ndarray, "r 4"]
 
     temperature = property(lambda self: self.reals[:, 0])
+    greedy = property(lambda self: self.temperature < GREEDY_BELOW)
     top_p = property(lambda self: self.reals[:, 1])
     min_p = property(lambda self: self.reals[:, 2])
     typical_p = property(lambda self: self.reals[:, 3])
@@ -127,22 +128,22 @@ def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def choose(logits: Float[Array, "r v"], rows: Rows) -> Int[Array, " r"]:
     """Tokens; -1 where a row has nothing to draw: every token is forbidden, or a logit is NaN or plus infinity."""
-    some = lambda: _choose(logits, rows, _uniforms(rows))
-    # the largest of a row is the same in any order, so rows need not be taken one by one
-    return jax.lax.cond(_greedy(rows).all(), lambda: _possible(_best(logits), logits), some)
+    return _choose(logits, rows, _uniforms(rows))
 
 
 @_apart
 def _choose(logits: Float[Array, "r v"], rows: Rows, uniforms: Float[Array, "r 2"]) -> Int[Array, " r"]:
     draw = lambda: pick(jnp.exp(_kept(_padded(logits), rows)), uniforms)
-    return _possible(jax.lax.cond(_greedy(rows).all(), lambda: _best(logits), draw), logits)
+    return jax.lax.cond(rows.greedy.all(), lambda: best(logits), lambda: _possible(logits, draw()))
 
 
-def _greedy(rows: Rows) -> Bool[Array, " r"]:
-    return rows.temperature < GREEDY_BELOW
+def best(logits: Float[Array, "r v"]) -> Int[Array, " r"]:
+    """What `choose` gives for greedy rows. The largest of a row is the same in any order, so rows need not be taken one
+    by one."""
+    return _possible(logits, _best(logits))
 
 
-def _possible(token: Int[Array, " r"], logits: Float[Array, "r v"]) -> Int[Array, " r"]:
+def _possible(logits: Float[Array, "r v"], token: Int[Array, " r"]) -> Int[Array, " r"]:
     return jnp.where(jnp.isfinite(logits.max(-1)), token, -1)
 
 
@@ -194,7 +195,7 @@ def _best(logits: Float[Array, "r v"]) -> Int[Array, " r"]:
 
 def _kept(logits: Float[Array, "r v"], rows: Rows) -> Float[Array, "r v"]:
     """Logits at each row's temperature, the largest 0, of the tokens that its filters leave: the best, if greedy."""
-    greedy = _greedy(rows)[:, None]
+    greedy = rows.greedy[:, None]
     scaled = (logits - logits.max(-1, keepdims=True)) / jnp.where(greedy, 1.0, rows.temperature[:, None])
     kept = filters.kept(scaled, rows.min_p, rows.typical_p, rows.top_k, rows.top_p)
     best = _best(logits)[:, None] == jnp.arange(logits.shape[1])

@@ -295,3 +295,10 @@ def test_the_bias_of_an_answer():
     ignoring = dataclasses.replace(sampling, ignore_end=True)
     assert choose.bias_of(ignoring, counts, [5], produced=0)[4:].tolist() == [-np.inf, 0]
     assert not choose.bias_of(Sampling(), counts, [5], produced=0).any()
+
+
+def test_best_is_what_choose_gives_greedy_rows():
+    logits = some_logits(6)
+    logits[0], logits[1, 5], logits[2, 7], logits[3, :2] = -np.inf, np.nan, np.inf, 50
+    rows = choose.rows([GREEDY] * 6, range(6), range(6), 6)
+    np.testing.assert_array_equal(jax.jit(choose.best)(logits), run(logits, rows)[0])
