@@ -133,18 +133,21 @@ def choose(logits: Float[Array, "r v"], rows: Rows) -> Int[Array, " r"]:
 
 @_apart
 def _choose(logits: Float[Array, "r v"], rows: Rows, uniforms: Float[Array, "r 2"]) -> Int[Array, " r"]:
-    draw = lambda: pick(jnp.exp(_kept(_padded(logits), rows)), uniforms)
-    return jax.lax.cond(rows.greedy.all(), lambda: best(logits), lambda: _possible(logits, draw()))
+    def draw() -> Int[Array, " r"]:
+        token = pick(jnp.exp(_kept(_padded(logits), rows)), uniforms)
+        return jnp.where(best(logits) < 0, -1, token)
+
+    return jax.lax.cond(rows.greedy.all(), lambda: best(logits), draw)
 
 
 def best(logits: Float[Array, "r v"]) -> Int[Array, " r"]:
-    """What `choose` gives for greedy rows. The largest of a row is the same in any order, so rows need not be taken one
-    by one."""
-    return _possible(logits, _best(logits))
-
-
-def _possible(logits: Float[Array, "r v"], token: Int[Array, " r"]) -> Int[Array, " r"]:
-    return jnp.where(jnp.isfinite(logits.max(-1)), token, -1)
+    """What `choose` gives for greedy rows: the first token with the largest logit. That is the same in any order, so
+    rows need not be taken one by one. XLA's argmax takes three times as long on a CPU, and its maximum of several rows
+    can pass over a NaN."""
+    peak = logits.max(-1, keepdims=True)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    first = jnp.where(logits == peak, ids, jnp.where(logits < peak, logits.shape[1], -1)).min(-1)
+    return jnp.where(jnp.isfinite(peak[:, 0]), first, -1)
 
 
 @_apart
@@ -187,19 +190,13 @@ def _logprobs(values: Float[Array, "r n"], peak: Array, total: Array) -> Float[A
     return (values - peak) - total
 
 
-def _best(logits: Float[Array, "r v"]) -> Int[Array, " r"]:
-    """The first token with the largest logit; XLA's argmax takes three times as long on a CPU."""
-    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    return jnp.where(logits == logits.max(-1, keepdims=True), ids, logits.shape[1]).min(-1)
-
-
 def _kept(logits: Float[Array, "r v"], rows: Rows) -> Float[Array, "r v"]:
     """Logits at each row's temperature, the largest 0, of the tokens that its filters leave: the best, if greedy."""
     greedy = rows.greedy[:, None]
     scaled = (logits - logits.max(-1, keepdims=True)) / jnp.where(greedy, 1.0, rows.temperature[:, None])
     kept = filters.kept(scaled, rows.min_p, rows.typical_p, rows.top_k, rows.top_p)
-    best = _best(logits)[:, None] == jnp.arange(logits.shape[1])
-    return jnp.where(greedy & ~best, -jnp.inf, kept)
+    first = best(logits)[:, None] == jnp.arange(logits.shape[1])
+    return jnp.where(greedy & ~first, -jnp.inf, kept)
 
 
 def _uniforms(rows: Rows) -> Float[Array, "r 2"]:
