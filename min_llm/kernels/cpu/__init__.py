@@ -23,6 +23,8 @@ TARGETS = (
     "min_llm_product",
     "min_llm_rows",
     "min_llm_rows_int8",
+    "min_llm_gated",
+    "min_llm_gated_int8",
     "min_llm_paged",
     "min_llm_attention",
     "min_llm_attention_gradient",

@@ -153,14 +153,6 @@ ffi::Error layer_norm_gradient(ffi::ThreadPool pool, Numbers x, Floats scale, Fl
   return ffi::Error::Success();
 }
 
-// 0 below −80, where it is 2e-35: x · sigmoid(x) must vanish for the lowest x too. exp16 takes −104 to 88.
-__m512 sigmoid(__m512 x) {
-  const __m512 limit = _mm512_set1_ps(80);
-  const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-80), _CMP_NLT_UQ);  // NaN does, and stays NaN
-  const __m512 e = exp16(_mm512_maskz_sub_ps(counts, _mm512_setzero_ps(), _mm512_min_ps(limit, x)));
-  return _mm512_maskz_div_ps(counts, _mm512_set1_ps(1), _mm512_add_ps(_mm512_set1_ps(1), e));
-}
-
 ffi::Error swiglu(ffi::ThreadPool pool, Numbers gate, Numbers up, ffi::Result<Numbers> out) {
   const int64_t n = gate.element_count();
   over_rows(pool, n, 1, [&](int64_t, int64_t from, int64_t to) {

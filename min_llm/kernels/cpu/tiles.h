@@ -235,10 +235,11 @@ struct Write {
   }
 };
 
-// c[32][32] = (add: c +) Σ over `steps` steps of A times packed B. Finishes `before`, which is another block.
+// c[32][32] = (add: c +) Σ over `steps` steps of A times packed B. Finishes `before`, a `Write` or the like, which is
+// another block.
 // kIntegers: the tiles, taken for bfloat16 by whoever counts their bytes, hold int8, and c int32.
-template <bool kIntegers = false>
-void multiply(const Rows& a, const bf16* b, int64_t steps, float* c, bool add, Write& before) {
+template <bool kIntegers = false, class Before>
+void multiply(const Rows& a, const bf16* b, int64_t steps, float* c, bool add, Before& before) {
   const int64_t row = kBlock * 4;  // bytes
   float *c10 = c + kTile * kBlock, *c01 = c + kTile, *c11 = c10 + kTile;
   if (add) {

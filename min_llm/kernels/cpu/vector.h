@@ -24,6 +24,14 @@ inline __m512 exp16(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
+// 0 below −80, where it is 2e-35: x · sigmoid(x) must vanish for the lowest x too. exp16 takes −104 to 88.
+inline __m512 sigmoid(__m512 x) {
+  const __m512 limit = _mm512_set1_ps(80);
+  const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-80), _CMP_NLT_UQ);  // NaN does, and stays NaN
+  const __m512 e = exp16(_mm512_maskz_sub_ps(counts, _mm512_setzero_ps(), _mm512_min_ps(limit, x)));
+  return _mm512_maskz_div_ps(counts, _mm512_set1_ps(1), _mm512_add_ps(_mm512_set1_ps(1), e));
+}
+
 inline __mmask16 first16(int64_t n) { return n >= 16 ? 0xffff : (n <= 0 ? 0 : (1u << n) - 1); }
 
 inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
