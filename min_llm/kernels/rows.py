@@ -12,8 +12,11 @@ inference", 2025). That holds for the kernel; where it cannot run, XLA multiplie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8
 
@@ -67,6 +70,22 @@ def multiply(
     return jnp.dot(x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
+def gated(
+    x: Float[Array, "n d"], gate: Array, up: Array, down: Array, layer: Int[Array, ""] | int, hidden: int
+) -> Float[Array, "n d"]:
+    """(silu(x · gate) ∘ x · up) · down in x's dtype, for packed stacks of one dtype as in `multiply`; what lies between
+    the products is rounded to x's dtype once."""
+    if cpu.available():
+        call = jax.ffi.ffi_call("min_llm_gated", _like(x), vmap_method="sequential")
+        return call(x, gate, up, down, jnp.int32(layer), hidden=np.int64(hidden))
+    g, u = (multiply(x, w, layer, hidden).astype(jnp.float32) for w in (gate, up))
+    return multiply((jax.nn.silu(g) * u).astype(x.dtype), down, layer, x.shape[1])
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
 def multiply_int8(
     x: Float[Array, "n k"],
     packed: Int8[Array, "layers panels steps 2048"],
@@ -80,3 +99,16 @@ def multiply_int8(
     out = jax.ShapeDtypeStruct((x.shape[0], m), x.dtype)
     call = jax.ffi.ffi_call("min_llm_rows_int8", out, vmap_method="sequential")
     return call(x, packed, scales, jnp.int32(layer))
+
+
+def gated_int8(
+    x: Float[Array, "n d"],
+    matrices: Sequence[Int8[Array, "layers panels steps 2048"]],
+    scales: Sequence[Float[Array, "layers panels 32"]],
+    layer: Int[Array, ""] | int,
+    hidden: int,
+) -> Float[Array, "n d"]:
+    """`gated` with the products of `multiply_int8`; matrices and scales of gate, up and down. Only where the kernels
+    run."""
+    call = jax.ffi.ffi_call("min_llm_gated_int8", _like(x), vmap_method="sequential")
+    return call(x, *matrices, *scales, jnp.int32(layer), hidden=np.int64(hidden))

@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 from min_llm.config import UserError
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
-from min_llm.nn.activations import swiglu
 from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
+from min_llm.nn.gated import gated
 from min_llm.nn.layers import run_layers
 from min_llm.nn.leaves import dot, embed, plus
 from min_llm.nn.norm import rms_norm
@@ -181,8 +181,7 @@ def attention(
 
 def mlp(w: Layer, cfg: Config, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     n = axes.shard(rms_norm(x, w.mlp_norm, cfg.norm_eps), "batch", "seq", "features")
-    hidden = swiglu(dot("bsd,df->bsf", n, w.w_gate), dot("bsd,df->bsf", n, w.w_up))
-    return dot("bsf,fd->bsd", hidden, w.w_down, "batch", "residual", "features")
+    return gated(n, w.w_gate, w.w_up, w.w_down)
 
 
 def _llama3(n_layers: int, dim: int, n_heads: int, hidden_dim: int, **changes: Any) -> Config:

@@ -30,6 +30,10 @@ class Packed:
     def product(self, x: Float[Array, "n k"]) -> Float[Array, "n m"]:
         return rows.multiply(x, self.panels, self.layer, math.prod(self.shape) // x.shape[1])
 
+    def gated(self, x: Float[Array, "n d"], up: Packed, down: Packed) -> Float[Array, "n d"]:
+        """See `gated.Gating`."""
+        return rows.gated(x, self.panels, up.panels, down.panels, self.layer, self.shape[1])
+
 
 def pack(w: Array, dtype: DTypeLike, contracted: int = 1) -> Packed:
     """A parameter [layers, …] whose first `contracted` dimensions (of one layer) meet the activations, in float32 or

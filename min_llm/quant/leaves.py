@@ -18,6 +18,7 @@ from min_llm import platform
 from min_llm.kernels import cpu
 from min_llm.kernels import rows as kernel
 from min_llm.kernels.product import multiply, native
+from min_llm.nn.activations import swiglu
 from min_llm.quant import rounding
 
 FP8_BOUND = 1200.0  # Llama 3 section 6.2: of the largest magnitude of a row of activations, not of its scale
@@ -113,6 +114,15 @@ class PackedInt8:
             return kernel.multiply_int8(x, self.panels, self.scales, self.layer, m)
         scales = self.scales[self.layer].reshape(-1, 1)[:m]
         return DynamicInt8(kernel.unpack(self.panels[self.layer], k, m).T, scales, self.shape).product(x)
+
+    def gated(self, x: Float[Array, "n d"], up: PackedInt8, down: PackedInt8) -> Float[Array, "n d"]:
+        """See `gated.Gating`."""
+        if not cpu.available():
+            return down.product(swiglu(self.product(x), up.product(x)))
+        parts = (self, up, down)
+        return kernel.gated_int8(
+            x, [p.panels for p in parts], [p.scales for p in parts], self.layer, self.shape[1]
+        )
 
 
 @jax.tree_util.register_dataclass

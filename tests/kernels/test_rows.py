@@ -85,6 +85,77 @@ def test_a_row_has_the_same_bits_whatever_the_others_are_and_wherever_it_stands(
         np.testing.assert_array_equal(bits(rows.multiply(mixed, packed, 0, m))[n - 1], whole[0])
 
 
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=here), False])
+@pytest.mark.parametrize("d, f", [(5, 3), (77, 45), (576, 1536), (1024, 1100)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("x_dtype", DTYPES)
+def test_a_gated_network_equals_numpys(native, d, f, dtype, x_dtype, monkeypatch):
+    monkeypatch.setattr(cpu, "available", lambda: native)
+    x, up_scale, down_scale = normal(200, d).astype(x_dtype), d**-0.5, f**-0.5
+    gate, up, down = (
+        normal(d, f, seed=1) * up_scale,
+        normal(d, f, seed=2) * up_scale,
+        normal(f, d) * down_scale,
+    )
+    packed = [jnp.stack([jnp.zeros_like(p), p]) for p in (rows.pack(w, dtype) for w in (gate, up, down))]
+    wide = [np.asarray(w.astype(dtype), np.float64) for w in (gate, up, down)]
+    exact = np.asarray(x.astype(dtype), np.float64)
+    exact = (silu(exact @ wide[0]) * (exact @ wide[1])) @ wide[2]
+    tolerance = 1e-5 if dtype == x_dtype == "float32" else 2**-7
+    for n in (1, 8, 40, 200):
+        got = rows.gated(x[:n], *packed, 1, f)
+        assert got.dtype == x_dtype
+        np.testing.assert_allclose(np.asarray(got, np.float64), exact[:n], rtol=tolerance, atol=2 * tolerance)
+
+
+def int8_parts(d, f):
+    """Packed matrices and scales of gate, up and down."""
+    rng = np.random.default_rng(4)
+    matrices = [rng.integers(-127, 128, shape).astype(np.int8) for shape in ((d, f), (d, f), (f, d))]
+    scales = [np.zeros((1, -(-w.shape[1] // 32) * 32), np.float32) for w in matrices]
+    for w, s in zip(matrices, scales, strict=True):
+        s[0, : w.shape[1]] = rng.random(w.shape[1]) * 0.02 / w.shape[0] ** 0.5
+    return [rows.pack(w, "int8")[None] for w in matrices], [s.reshape(1, -1, 32) for s in scales]
+
+
+@here
+@pytest.mark.parametrize("d, f", [(77, 45), (576, 1536)])
+@pytest.mark.parametrize("dtype", [*DTYPES, "int8"])
+@pytest.mark.parametrize("x_dtype", DTYPES)
+def test_a_row_of_a_gated_network_has_the_same_bits_wherever_it_stands(d, f, dtype, x_dtype):
+    if dtype == "int8":
+        matrices, scales = int8_parts(d, f)
+        network = lambda x: rows.gated_int8(x, matrices, scales, 0, f)
+    else:
+        matrices = [
+            rows.pack(normal(*shape, seed=i) / 8, dtype)[None]
+            for i, shape in enumerate([(d, f)] * 2 + [(f, d)])
+        ]
+        network = lambda x: rows.gated(x, *matrices, 0, f)
+    x = np.asarray(normal(300, d).astype(x_dtype))
+    whole = bits(network(x))
+    for n in (1, 7, 16, 17, 64, 150):
+        for start in {0, 1, 300 - n}:
+            np.testing.assert_array_equal(bits(network(x[start : start + n])), whole[start : start + n])
+
+
+@here
+def test_a_gated_network_of_int8_is_its_products(monkeypatch):
+    """With gate and up rounded to float32 alone, as the kernel has them, and the activations in between."""
+    d, f = 77, 45
+    matrices, scales = int8_parts(d, f)
+    x = normal(40, d)
+    g, u = (rows.multiply_int8(x, w, s, 0, f) for w, s in zip(matrices[:2], scales[:2], strict=True))
+    want = rows.multiply_int8(g / (1 + jnp.exp(-g)) * u, matrices[2], scales[2], 0, d)
+    np.testing.assert_allclose(
+        rows.gated_int8(x, matrices, scales, 0, f), want, atol=2e-3 * np.abs(want).max()
+    )
+
+
 ON_ONE_PROCESSOR = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

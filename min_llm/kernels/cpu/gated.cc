@@ -62,22 +62,23 @@ Matrix hidden(int64_t rows, int64_t panels, bool wide) {
 Source source_of(const Matrix& h, int64_t rows, int64_t k) { return {{h.data, h.stride, false, h.wide}, rows, k, true}; }
 
 template <class Kind>
-void run(Team& team, const Source& x, const Network& net, const Matrix& y) {
-  if (by_rows(team, x.rows)) {
-    over_rows(team, x.rows, Kind::kUnit, [&](int64_t from, int64_t to) {
-      const Matrix h = hidden<43>(to - from, net.gate.panels, y.wide);
-      gate_panels<Kind>(taken<Kind, 42>(nullptr, x.part(from, to)), net, 0, net.gate.panels, h);
+void run(ffi::ThreadPool& pool, const Source& x, const Network& net, const Matrix& y) {
+  const Workers workers(pool, cost<Kind>(x.rows, net.gate, 3));
+  const int64_t panels = net.gate.panels;
+  if (by_rows(workers, x.rows)) {
+    workers.share_rows(x.rows, Kind::kUnit, [&](int64_t from, int64_t to) {
+      const Matrix h = hidden<43>(to - from, panels, y.wide);
+      gate_panels<Kind>(taken<Kind, 42>(nullptr, x.part(from, to)), net, 0, panels, h);
       const Taken rows = taken<Kind, 42>(nullptr, source_of(h, to - from, net.down.k));
       multiply_panels<Kind>(rows, net.down, 0, net.down.panels, y.from(from));
     });
   } else {
-    const Matrix h = hidden<43>(x.rows, net.gate.panels, y.wide);
-    Taken rows = taken<Kind, 42>(&team, x);
-    over_panels<Kind>(team, 2 * x.rows, net.gate,
-                      [&](int64_t from, int64_t to) { gate_panels<Kind>(rows, net, from, to, h); });
-    rows = taken<Kind, 42>(&team, source_of(h, x.rows, net.down.k));
-    over_panels<Kind>(team, x.rows, net.down,
-                      [&](int64_t from, int64_t to) { multiply_panels<Kind>(rows, net.down, from, to, y); });
+    const Matrix h = hidden<43>(x.rows, panels, y.wide);
+    Taken rows = taken<Kind, 42>(&workers, x);
+    workers.share(panels, [&](int64_t from, int64_t to) { gate_panels<Kind>(rows, net, from, to, h); });
+    rows = taken<Kind, 42>(&workers, source_of(h, x.rows, net.down.k));
+    workers.share(net.down.panels,
+                  [&](int64_t from, int64_t to) { multiply_panels<Kind>(rows, net.down, from, to, y); });
   }
 }
 
@@ -88,7 +89,7 @@ ffi::Error gated_of(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::A
   const Source source = min_llm::source_of(x);
   const Network net{weights_of<Kind>(gate, source.k, layer, scales[0]), weights_of<Kind>(up, source.k, layer, scales[1]),
                     weights_of<Kind>(down, hidden, layer, scales[2])};
-  run<Kind>(Team::get(pool.num_threads()), source, net, matrix_of(y));
+  run<Kind>(pool, source, net, matrix_of(y));
   return ffi::Error::Success();
 }
 

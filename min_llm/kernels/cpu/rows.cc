@@ -6,26 +6,26 @@ namespace min_llm {
 namespace {
 
 template <class Kind>
-void multiply_rows(Team& team, const Source& x, const Weights& w, const Matrix& y) {
-  if (by_rows(team, x.rows)) {
-    over_rows(team, x.rows, Kind::kUnit, [&](int64_t from, int64_t to) {
+void multiply_rows(ffi::ThreadPool& pool, const Source& x, const Weights& w, const Matrix& y) {
+  const Workers workers(pool, cost<Kind>(x.rows, w));
+  if (by_rows(workers, x.rows)) {
+    workers.share_rows(x.rows, Kind::kUnit, [&](int64_t from, int64_t to) {
       multiply_panels<Kind>(taken<Kind, 42>(nullptr, x.part(from, to)), w, 0, w.panels, y.from(from));
     });
   } else {
-    const Taken rows = taken<Kind, 42>(&team, x);
-    over_panels<Kind>(team, x.rows, w, [&](int64_t from, int64_t to) { multiply_panels<Kind>(rows, w, from, to, y); });
+    const Taken rows = taken<Kind, 42>(&workers, x);
+    workers.share(w.panels, [&](int64_t from, int64_t to) { multiply_panels<Kind>(rows, w, from, to, y); });
   }
 }
 
 // w: the packed matrices of all layers; only that of `layer` is read.
 ffi::Error rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::Buffer<ffi::S32> layer,
                 ffi::Result<ffi::AnyBuffer> y) {
-  Team& team = Team::get(pool.num_threads());
   const Source source = source_of(x);
   if (w.element_type() == ffi::F32) {
-    multiply_rows<Float32>(team, source, weights_of<Float32>(w, source.k, *layer.typed_data()), matrix_of(y));
+    multiply_rows<Float32>(pool, source, weights_of<Float32>(w, source.k, *layer.typed_data()), matrix_of(y));
   } else {
-    multiply_rows<Bfloat16>(team, source, weights_of<Bfloat16>(w, source.k, *layer.typed_data()), matrix_of(y));
+    multiply_rows<Bfloat16>(pool, source, weights_of<Bfloat16>(w, source.k, *layer.typed_data()), matrix_of(y));
   }
   return ffi::Error::Success();
 }
@@ -34,7 +34,7 @@ ffi::Error rows_of_int8(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w
                         ffi::Buffer<ffi::S32> layer, ffi::Result<ffi::AnyBuffer> y) {
   const Source source = source_of(x);
   const Weights weights = weights_of<Int8>(w, source.k, *layer.typed_data(), scales.typed_data());
-  multiply_rows<Int8>(Team::get(pool.num_threads()), source, weights, matrix_of(y));
+  multiply_rows<Int8>(pool, source, weights, matrix_of(y));
   return ffi::Error::Success();
 }
 

@@ -7,32 +7,66 @@
 
 namespace min_llm {
 
-constexpr int64_t kManyRows = 64;  // of a thread
+// Who works on a call: our own threads, which are there at once, or XLA's pool for longer work. Threads of XLA's that have
+// just worked look out for more for a while, and three threads on two processors would wait for each other.
+class Workers {
+ public:
+  // nanoseconds: what the call would take one thread at its best.
+  Workers(ffi::ThreadPool& pool, int64_t nanoseconds)
+      : pool_(pool), team_(Team::get(pool.num_threads())), large_(nanoseconds > kLarge),
+        threads_(nanoseconds < kAlone ? 1 : pool.num_threads()), pieces_(nanoseconds / threads_ / kPiece) {}
 
-inline bool by_rows(const Team& team, int64_t rows) { return team.threads() > 1 && rows >= kManyRows * team.threads(); }
+  int64_t threads() const { return threads_; }
 
-// task(from, to) for a share of the rows for each thread.
-template <class Task>
-void over_rows(Team& team, int64_t rows, int64_t unit, const Task& task) {
-  const int64_t units = ceil_div(rows, unit), n = team.threads();
-  team.run(n, [&](int64_t i) { task(units * i / n * unit, std::min(rows, units * (i + 1) / n * unit)); });
+  // task(from, to) for parts of [0, n), in as many pieces as the call is worth.
+  template <class Task>
+  void share(int64_t n, const Task& task) const {
+    const int64_t pieces = std::min(n, threads_ * std::clamp<int64_t>(pieces_, 1, 8));
+    run(pieces, [&](int64_t i) { task(n * i / pieces, n * (i + 1) / pieces); });
+  }
+
+  // task(from, to) for an equal share of the rows for each thread, in whole units.
+  template <class Task>
+  void share_rows(int64_t rows, int64_t unit, const Task& task) const {
+    const int64_t units = ceil_div(rows, unit), n = threads_;
+    run(n, [&](int64_t i) { task(units * i / n * unit, std::min(rows, units * (i + 1) / n * unit)); });
+  }
+
+ private:
+  static constexpr int64_t kAlone = 4'000, kPiece = 100'000, kLarge = 200'000;
+
+  template <class Task>
+  void run(int64_t n, const Task& task) const {
+    if (large_ && threads_ > 1) {
+      parallel(pool_, n, task);
+    } else {
+      team_.run(n, task);
+    }
+  }
+
+  ffi::ThreadPool& pool_;
+  Team& team_;
+  const bool large_;
+  const int64_t threads_, pieces_;
+};
+
+// What products with `matrices` like w cost one thread: reading them or multiplying, whichever takes longer.
+template <class Kind>
+int64_t cost(int64_t rows, const Weights& w, int64_t matrices = 1) {
+  const int64_t bytes = w.panels * w.panel_bytes, products = rows * w.k * w.panels * kPanel;
+  return matrices * std::max(bytes / 24, products / Kind::kSpeed);
 }
 
-// task(from, to) for panels in as many pieces as the product is worth.
-template <class Kind, class Task>
-void over_panels(Team& team, int64_t rows, const Weights& w, const Task& task) {
-  constexpr int64_t kAlone = 4000, kPiece = 100'000;  // nanoseconds
-  const int64_t bytes = w.panels * w.panel_bytes;
-  const int64_t cost = std::max(bytes / 24, rows * w.k * w.panels * kPanel / Kind::kSpeed);  // of one thread at its best
-  const int64_t threads = cost < kAlone ? 1 : team.threads();
-  const int64_t pieces = std::min(w.panels, threads * std::clamp<int64_t>(cost / threads / kPiece, 1, 8));
-  team.run(pieces, [&](int64_t i) { task(w.panels * i / pieces, w.panels * (i + 1) / pieces); });
+// Whether rows are shared out, not panels: they are many enough that reading W in every thread does not count.
+inline bool by_rows(const Workers& workers, int64_t rows) {
+  constexpr int64_t kMany = 64;  // of a thread
+  return workers.threads() > 1 && rows >= kMany * workers.threads();
 }
 
-// A source as products of this kind take it: in place, or copied to scratch of the caller. team: shares the copying;
+// A source as products of this kind take it: in place, or copied to scratch of the caller. workers: share the copying;
 // null: the caller does it alone.
 template <class Kind, int kTag>
-Taken taken(Team* team, const Source& source) {
+Taken taken(const Workers* workers, const Source& source) {
   if (Kind::takes(source)) {
     return {static_cast<const char*>(source.x.data), source.rows, source.x.stride * (source.x.wide ? 4 : 2)};
   }
@@ -40,11 +74,10 @@ Taken taken(Team* team, const Source& source) {
   char* space = static_cast<char*>(scratch<kTag>(rows * stride + rows * sizeof(float)));
   float* scales = reinterpret_cast<float*>(space + rows * stride);
   const auto take = [&](int64_t from, int64_t to) { Kind::take(source, from, to, space, scales); };
-  if (team == nullptr) {
+  if (workers == nullptr || source.rows * source.k < 4096) {  // some microseconds
     take(0, source.rows);
   } else {
-    const int64_t pieces = std::clamp<int64_t>(source.rows * source.k / 4096, 1, source.rows);  // some microseconds
-    team->run(pieces, [&](int64_t i) { take(source.rows * i / pieces, source.rows * (i + 1) / pieces); });
+    workers->share(source.rows, take);
   }
   return {space, source.rows, stride, scales};
 }
