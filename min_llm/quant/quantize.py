@@ -30,10 +30,11 @@ WITH_HEAD = ("int8", "w8a8")
 MakeLeaf = Callable[[Array, tuple[int, ...]], Quantized]
 
 
-def quantize(params: Any, spec: Any, method: str, group: int = GROUP) -> Any:
+def quantize(params: Any, spec: Any, method: str, group: int = GROUP, bits: int = 4) -> Any:
     """The same model with `Quantized` leaves, for `models.forward` and the engine. spec: models.spec of its
-    configuration. group: values that share a scale, for int4. Raises UserError where that cannot be done."""
-    make = _maker(method, group)
+    configuration. For int4, group: values that share a scale; bits: fewer than 4 only do damage, which measures of
+    quality must see (bench/quant.py). Raises UserError where that cannot be done."""
+    make = _maker(method, group, bits)
     if is_quantized(params):
         raise UserError("This model is quantized already. Begin with the one that it was made of.")
     stacks: list[Any] = []
@@ -63,7 +64,7 @@ def is_quantized(params: Any) -> bool:
     return any(isinstance(leaf, Quantized) for leaf in jax.tree.leaves(params, is_leaf=is_leaf))
 
 
-def _maker(method: str, group: int) -> MakeLeaf:
+def _maker(method: str, group: int, bits: int) -> MakeLeaf:
     if method not in METHODS:
         raise UserError(
             f"There is no method {method!r} of quantization; there are {', '.join(METHODS)}."
@@ -75,7 +76,7 @@ def _maker(method: str, group: int) -> MakeLeaf:
         raise UserError(
             f"A group of {group} values cannot be packed; choose a multiple of 8, such as {GROUP}."
         )
-    return functools.partial(GroupsInt4.of, size=group)
+    return functools.partial(GroupsInt4.of, size=group, bits=bits)
 
 
 def _layers(make: MakeLeaf, stack: Any, described: Any, wanted: Callable[[Param], bool]) -> Any:
