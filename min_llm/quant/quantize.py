@@ -4,7 +4,7 @@
 
 int8 and w8a8: every matrix that multiplies each token, and the head; one that is tied to the embedding becomes a
 matrix of its own, and the table stays. int4: the same without the head, whose errors reach the answer undamped (SmolLM2
-diverges by a third more with it). fp8 as in Llama 3 section 6.2: only the feed-forward matrices, and none in the first
+diverges by 40 % more with it). fp8 as in Llama 3 section 6.2: only the feed-forward matrices, and none in the first
 and the last layer. Embeddings, norms, biases, experts and their routers stay as they are.
 """
 
