@@ -1,13 +1,19 @@
-"""What each way of quantizing costs SmolLM2-135M-Instruct, and what it brings on this machine.
+"""What each way of quantizing costs a model, and what it brings on this machine.
 
-    python -m bench.quant [--windows N] [--methods w8a8,int8,int4,fp8] [--dry]
+    python -m bench.quant [MODEL...] [--windows N] [--methods w8a8,int8,int4,fp8] [--into FOLDER] [--dry]
 
-Quality is min_llm.quant.quality on windows of 256 tokens of Shakespeare, against the model in float32; weights rounded
-to bfloat16 are the floor. The packaged weights are a Q4_1 file: they lie on a 4-bit grid already, so only what is lost
-in addition is seen. Speed is of one product in XLA beside float32, at as many rows as the engine has.
+MODEL is a name, SmolLM2-135M-Instruct if none is given, or a run folder; `make demo ARGS=runtime.dtype=float32` trains
+one on Shakespeare in some minutes. Quality is min_llm.quant.quality on windows of 256 tokens, of tinyshakespeare or of
+the text that the run kept for validation, against the model in float32. Weights rounded to bfloat16 are the floor, and
+groups of two bits through the rounding of int4 the ceiling: a measure that cannot tell them apart sees nothing.
+SmolLM2's packaged weights are a Q4_1 file: they lie on a grid of 4 bits already, which int8 stays close to, while int4,
+which has no offsets, misses it by up to half a unit. A run's weights lie on none. Speed is of one product in XLA beside
+float32, at as many rows as the engine has.
 """
 
 import argparse
+import dataclasses
+import json
 import statistics
 import sys
 import time
@@ -20,17 +26,21 @@ import numpy as np
 
 import min_llm
 from bench import results
-from min_llm import models
+from min_llm import models, spec
+from min_llm.data.prepare import prepare
+from min_llm.infer.load import Loaded
 from min_llm.kernels.product import product
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
 from min_llm.quant.leaves import METHODS
 from min_llm.quant.quality import Quality, Tokens, compare, summary
 from min_llm.quant.quantize import quantize
+from min_llm.train.run import load_config
 
-MODEL = "smollm2-135m-instruct"
+SMOLLM2 = "smollm2-135m-instruct"
 TEXT = results.ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 LENGTH = 256
+CEILING = "2 bits"
 METRICS = {
     "ratio": "changed / reference", "mean_divergence": "nats", "median_divergence": "nats", "divergence_99": "nats",
     "same_top": "share of tokens", "rms_delta_p": "probability",
@@ -40,11 +50,48 @@ ROWS = (1, 8, 16, 256)
 MOST_OUTPUTS = 8 << 20  # of a product that is timed
 
 
-def rounded(params: Any) -> Any:
-    return jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(jnp.float32), params)
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model and what it is measured on. name: that of its cases. facts: fields of its rows."""
+
+    name: str
+    loaded: Loaded
+    windows: list[list[int]]
+    facts: dict[str, Any]
 
 
-def quality(loaded: Any, changed: dict[str, Any], windows: list[list[int]]) -> dict[str, Quality]:
+def packaged(model: str, n: int) -> Subject:
+    """A model by its name, on the beginning of tinyshakespeare."""
+    loaded = min_llm.load(model)
+    tokens = loaded.prompt(TEXT.read_text()[: 8 * LENGTH * n])
+    windows = [tokens[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(n)]
+    return Subject(model.removesuffix("-instruct"), loaded, windows, {"text": TEXT.name})
+
+
+def trained(folder: Path, n: int) -> Subject:
+    """A run's model, on windows from all over the text that it kept for validation."""
+    cfg = load_config(folder)
+    loaded = min_llm.load(folder)
+    tokens = prepare(cfg.data).val.plain
+    starts = np.linspace(0, len(tokens) - LENGTH - 1, n).astype(int)
+    windows = [tokens[start : start + LENGTH + 1].tolist() for start in starts]
+    first = json.loads((folder / "environment.json").read_text())["starts"][0]
+    millions = spec.count(models.spec(cfg.model)) / 1e6
+    return Subject(
+        f"{cfg.name} ({millions:.1f}M, trained here)", loaded, windows,
+        {"text": "validation", "seed": cfg.seed, "trained_by": first["command"], "trained_at": first["commit"]},
+    )  # fmt: skip
+
+
+def changed(loaded: Loaded, methods: list[str]) -> dict[str, Any]:
+    """Parameters by what was done to them, from floor to ceiling."""
+    described = models.spec(loaded.cfg)
+    made = {"bfloat16": jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(jnp.float32), loaded.params)}
+    made |= {method: quantize(loaded.params, described, method) for method in methods}
+    return made | {CEILING: quantize(loaded.params, described, "int4", bits=2)}
+
+
+def quality(loaded: Loaded, changed: dict[str, Any], windows: list[list[int]]) -> dict[str, Quality]:
     """Of each changed set of parameters, one window after the other: a window's logits are 50 MB."""
     runtime = Runtime("float32", scan=True)
     logits = jax.jit(lambda params, batch: models.logits(params, loaded.cfg, batch, runtime)[0][0])
@@ -92,32 +139,38 @@ def speeds(methods: list[str]) -> list[results.Row]:
     return rows
 
 
+def rows_of(subject: Subject, found: dict[str, Quality]) -> list[results.Row]:
+    """A row a change and metric."""
+    return [
+        results.row(
+            f"{subject.name} {name}", metric, unit, name, getattr(lost, metric), **subject.facts,
+            tokens=sum(len(window) - 1 for window in subject.windows),
+            spread=[lost.ratio - lost.ratio_error, lost.ratio + lost.ratio_error] if metric == "ratio" else None,
+            about=f"perplexity {lost.perplexity:.3f}, of the reference {lost.reference_perplexity:.3f}",
+        )
+        for name, lost in found.items()
+        for metric, unit in METRICS.items()
+    ]  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--windows", type=int, default=16, help=f"of {LENGTH} tokens")
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=[SMOLLM2])
+    parser.add_argument("--windows", type=int, default=32, help=f"of {LENGTH} tokens")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--into", type=Path, default=results.RESULTS, help="folder of the result file")
     parser.add_argument("--dry", action="store_true", help="write no results")
     args = parser.parse_args()
     methods = args.methods.split(",")
 
-    loaded = min_llm.load(MODEL)
-    tokens = loaded.prompt(args.text.read_text()[: 8 * LENGTH * args.windows])
-    windows = [tokens[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(args.windows)]
-    spec = models.spec(loaded.cfg)
-    changed = {"bfloat16": rounded(loaded.params)}
-    changed |= {method: quantize(loaded.params, spec, method) for method in methods}
-    rows = [
-        results.row(
-            f"smollm2-135m {name}", metric, unit, name, getattr(found, metric), tokens=LENGTH * args.windows,
-            spread=[found.ratio - found.ratio_error, found.ratio + found.ratio_error] if metric == "ratio" else None,
-            about=f"perplexity {found.perplexity:.3f}, of the reference {found.reference_perplexity:.3f}",
-        )
-        for name, found in quality(loaded, changed, windows).items()
-        for metric, unit in METRICS.items()
-    ]  # fmt: skip
+    rows = []
+    for model in args.models:
+        folder = (Path(model) / "config.yaml").exists()
+        subject = trained(Path(model), args.windows) if folder else packaged(model, args.windows)
+        found = quality(subject.loaded, changed(subject.loaded, methods), subject.windows)
+        rows += rows_of(subject, found)
     rows += speeds(methods)
     for row in rows:
         spread = "" if row["spread"] is None else " ({:.4f} to {:.4f})".format(*row["spread"])
@@ -126,7 +179,7 @@ def main() -> int:
             f"{row['case']} {row['dtype']} {row['metric']}: {row['ours']:.5g} {row['unit']}{spread}{beside}"
         )
     if not args.dry:
-        results.write("quant", rows)
+        results.write("quant", rows, into=args.into)
     return 0
 
 

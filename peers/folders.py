@@ -15,7 +15,13 @@ def make(
     shard_size: str = "5GB",
     dtype: str = "float32",
 ) -> None:
-    """Write a random model, e.g. architecture "Qwen2"; biases and norms too are random, so that none can be missed."""
+    """Write a random model, e.g. architecture "Qwen2"."""
+    model = random_model(architecture, config, seed)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
+
+
+def random_model(architecture: str, config: dict[str, Any], seed: int = 0) -> transformers.PreTrainedModel:
+    """Biases and norms too are random, so that none can be missed."""
     made = getattr(transformers, f"{architecture}Config")(**config)
     name = "GPT2LMHeadModel" if architecture == "GPT2" else f"{architecture}ForCausalLM"
     torch.manual_seed(seed)
@@ -23,7 +29,7 @@ def make(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
+    return model
 
 
 def logits(folder: str, tokens: np.ndarray) -> dict[str, Any]:
@@ -33,7 +39,11 @@ def logits(folder: str, tokens: np.ndarray) -> dict[str, Any]:
     )
     with torch.no_grad():
         found = model(input_ids=torch.from_numpy(tokens).long()).logits
-    wrong = {
+    return {"logits": found.float().numpy(), **wrong(info)}
+
+
+def wrong(info: dict[str, Any]) -> dict[str, list[str]]:
+    """Names of parameters that a folder lacked, or had too many, or of other shapes."""
+    return {
         key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }
-    return {"logits": found.float().numpy(), **wrong}

@@ -14,7 +14,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "numpy", "xllamacpp"):
+    for name in ("torch", "transformers", "numpy", "xllamacpp", "compressed-tensors"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -101,6 +101,20 @@ def folder_logits(**request: Any) -> dict[str, Any]:
     return logits(**request)
 
 
+def make_compressed(**request: Any) -> None:
+    """folder, config, group, ignore: peers.compressed.make."""
+    from peers.compressed import make
+
+    make(**request)
+
+
+def read_compressed(**request: Any) -> dict[str, Any]:
+    """folder, tokens -> weights, logits: peers.compressed.read."""
+    from peers.compressed import read
+
+    return read(**request)
+
+
 def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
     """checkout, text, seed: peers.nanogpt.train_and_score on `threads` threads."""
     import torch
@@ -138,5 +152,5 @@ def continuation(**request: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     operations = (versions, llama, mixtral, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
-    folders = (make_folder, folder_logits)
+    folders = (make_folder, folder_logits, make_compressed, read_compressed)
     serve({f.__name__: f for f in (*operations, *folders, load, generate, continuation)})

@@ -54,7 +54,7 @@ RECIPES = {
         [
             ["torch==2.13.0"],
             ["torch==2.13.0", "transformers", "xllamacpp", "safetensors", "gguf", "tokenizers", "numpy"]
-            + ["lm_eval[api]==0.4.13"],
+            + ["lm_eval[api]==0.4.13", "compressed-tensors==0.20.0"],
         ],
     ),
 }

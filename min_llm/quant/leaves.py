@@ -134,8 +134,10 @@ class GroupsInt4(Quantized):
     method = "int4"
 
     @classmethod
-    def of(cls, w: Float[Array, "*layers m k"], shape: tuple[int, ...], size: int = 32) -> Self:
-        return cls(*rounding.int4_groups(w, size), shape)
+    def of(
+        cls, w: Float[Array, "*layers m k"], shape: tuple[int, ...], size: int = 32, bits: int = 4
+    ) -> Self:
+        return cls(*rounding.int4_groups(w, size, bits), shape)
 
     @property
     def group(self) -> int:

@@ -68,7 +68,8 @@ def test_values_are_packed_as_compressed_tensors_does(tmp_path):
         values = values.astype(np.int64) - 2 ** (bits - 1)
         scales = np.repeat(tensors[name + "_scale"], 32 if bits == 4 else k, 1)[:, :k]
         given = random_weights(cfg).layers[0].w_down[1].T
-        assert (np.abs(values * scales - given) <= 0.501 * scales).all()
+        most = 0.501 if method == "int8" else 1.2  # units; that of int4 leaves the largest of a group outside
+        assert (np.abs(values * scales - given) <= most * np.abs(scales)).all()
 
 
 def test_config_says_what_is_quantized_and_what_is_not(tmp_path):

@@ -123,7 +123,7 @@ def test_products_are_those_of_the_matrices_that_are_stored(method, dtype, most)
     assert relative(found, wanted) < most
 
 
-@pytest.mark.parametrize("method, most", [("int8", 0.008), ("w8a8", 0.012), ("int4", 0.11), ("fp8", 0.04)])
+@pytest.mark.parametrize("method, most", [("int8", 0.008), ("w8a8", 0.012), ("int4", 0.09), ("fp8", 0.04)])
 def test_errors_are_of_the_size_that_the_bits_say(method, most):
     """Of normal numbers; reference: serving-and-post-training.md, 13.4 has 0.8, 1.1 and 2.6 % for int8, w8a8, fp8."""
     x, w = normal(32, 256), normal(128, 256, seed=1)
