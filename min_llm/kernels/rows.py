@@ -55,19 +55,39 @@ def unpack(packed: Array, k: int, m: int) -> Float[Array, "k m"]:
 
 
 def multiply(
-    x: Float[Array, "n k"], packed: Array, layer: Int[Array, ""] | int, m: int
-) -> Float[Array, "n m"]:
-    """x · w in x's dtype, float32 or bfloat16, accumulated in float32; x is rounded to bfloat16 where w is in it.
+    x: Float[Array, "n k"], matrices: Sequence[Array], layer: Int[Array, ""] | int, columns: Sequence[int]
+) -> list[Float[Array, "n m"]]:
+    """x · w for each w, in x's dtype, float32 or bfloat16, accumulated in float32; x is rounded to bfloat16 where w is
+    in it. columns: m of each.
 
-    packed: the matrices of all layers, one `pack` each, stacked on axis 0. The kernel reads the one of `layer` where it
-    lies; a slice of the stack would be copied first, since a kernel takes whole buffers.
+    matrices: of all layers, one `pack` each, stacked on axis 0. The kernel reads the one of `layer` where it lies; a
+    slice of the stack would be copied first, since a kernel takes whole buffers.
     """
-    n, k = x.shape
     if cpu.available():
-        out = jax.ShapeDtypeStruct((n, m), x.dtype)
-        return jax.ffi.ffi_call("min_llm_rows", out, vmap_method="sequential")(x, packed, jnp.int32(layer))
-    w = unpack(packed[layer], k, m)
-    return jnp.dot(x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(x.dtype)
+        return _rows(x, layer, matrices, columns)
+    parts = [unpack(packed[layer], x.shape[1], m) for packed, m in zip(matrices, columns, strict=True)]
+    return [jnp.dot(x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(x.dtype) for w in parts]
+
+
+def multiply_int8(
+    x: Float[Array, "n k"],
+    matrices: Sequence[Int8[Array, "layers panels steps 2048"]],
+    scales: Sequence[Float[Array, "layers panels 32"]],
+    layer: Int[Array, ""] | int,
+    columns: Sequence[int],
+) -> list[Float[Array, "n m"]]:
+    """The same with matrices in int8 and a scale for each of their columns. Every row of x is rounded to int8 with a
+    scale of its own, products are summed in int32, and the sums multiplied by both scales in float32. Only where the
+    kernels run."""
+    return _rows(x, layer, [*matrices, *scales], columns)
+
+
+def _rows(
+    x: Array, layer: Int[Array, ""] | int, operands: Sequence[Array], columns: Sequence[int]
+) -> list[Array]:
+    out = [jax.ShapeDtypeStruct((x.shape[0], m), x.dtype) for m in columns]
+    call = jax.ffi.ffi_call("min_llm_rows", out, vmap_method="sequential")
+    return list(call(x, jnp.int32(layer), *operands))
 
 
 def gated(
@@ -78,27 +98,12 @@ def gated(
     if cpu.available():
         call = jax.ffi.ffi_call("min_llm_gated", _like(x), vmap_method="sequential")
         return call(x, gate, up, down, jnp.int32(layer), hidden=np.int64(hidden))
-    g, u = (multiply(x, w, layer, hidden).astype(jnp.float32) for w in (gate, up))
-    return multiply((jax.nn.silu(g) * u).astype(x.dtype), down, layer, x.shape[1])
+    g, u = (y.astype(jnp.float32) for y in multiply(x, (gate, up), layer, (hidden, hidden)))
+    return multiply((jax.nn.silu(g) * u).astype(x.dtype), (down,), layer, (x.shape[1],))[0]
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def multiply_int8(
-    x: Float[Array, "n k"],
-    packed: Int8[Array, "layers panels steps 2048"],
-    scales: Float[Array, "layers panels 32"],
-    layer: Int[Array, ""] | int,
-    m: int,
-) -> Float[Array, "n m"]:
-    """The same with w in int8 and a scale for each of its columns. Every row of x is rounded to int8 with a scale of
-    its own, products are summed in int32, and the sums multiplied by both scales in float32. Only where the kernels
-    run."""
-    out = jax.ShapeDtypeStruct((x.shape[0], m), x.dtype)
-    call = jax.ffi.ffi_call("min_llm_rows_int8", out, vmap_method="sequential")
-    return call(x, packed, scales, jnp.int32(layer))
 
 
 def gated_int8(

@@ -24,7 +24,7 @@ from min_llm.nn.activations import gelu
 from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
 from min_llm.nn.layers import run_layers
-from min_llm.nn.leaves import dot, embed, plus
+from min_llm.nn.leaves import dot, dots, embed, plus
 from min_llm.nn.norm import layer_norm
 from min_llm.nn.probe import probe
 from min_llm.nn.runtime import Runtime
@@ -172,9 +172,7 @@ def attention(
     n = axes.shard(
         layer_norm(x, w.attn_norm_scale, w.attn_norm_bias, cfg.norm_eps), "batch", "seq", "features"
     )
-    q = plus(dot("bsd,dhk->bshk", n, w.wq), w.bq)
-    k = plus(dot("bsd,dhk->bshk", n, w.wk), w.bk)
-    v = plus(dot("bsd,dhk->bshk", n, w.wv), w.bv)
+    q, k, v = map(plus, dots("bsd,dhk->bshk", n, w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv))
     out, cache = cache.attend(i, q, k, v, mask, runtime)
     return plus(dot("bshk,hkd->bsd", out, w.wo, "batch", "residual", "features"), w.bo), cache
 

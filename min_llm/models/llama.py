@@ -25,7 +25,7 @@ from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
 from min_llm.nn.gated import gated
 from min_llm.nn.layers import run_layers
-from min_llm.nn.leaves import dot, embed, plus
+from min_llm.nn.leaves import dot, dots, embed, plus
 from min_llm.nn.norm import rms_norm
 from min_llm.nn.probe import probe
 from min_llm.nn.rope import RopeScaling, angles, rotate
@@ -172,9 +172,8 @@ def attention(
     runtime: Runtime,
 ) -> tuple[Float[Array, "b s d"], Any]:
     n = axes.shard(rms_norm(x, w.attn_norm, cfg.norm_eps), "batch", "seq", "features")
-    q = rotate(plus(dot("bsd,dhk->bshk", n, w.wq), w.bq), *rope)
-    k = rotate(plus(dot("bsd,dgk->bsgk", n, w.wk), w.bk), *rope)
-    v = plus(dot("bsd,dgk->bsgk", n, w.wv), w.bv)
+    q, k, v = map(plus, dots("bsd,dhk->bshk", n, w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv))
+    q, k = rotate(q, *rope), rotate(k, *rope)
     out, cache = cache.attend(i, q, k, v, mask, runtime)
     return dot("bshk,hkd->bsd", out, w.wo, "batch", "residual", "features"), cache
 

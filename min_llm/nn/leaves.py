@@ -8,6 +8,7 @@ no autocast and no second copy of the weights exist. Other kinds of leaves (LoRA
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -42,6 +43,14 @@ class Whole(Protocol):
         ...
 
 
+@runtime_checkable
+class Together(Protocol):
+    """A `Leaf` whose type multiplies several parameters with the same activations in one call."""
+
+    @staticmethod
+    def products(x: Float[Array, "n k"], several: Sequence[Any]) -> list[Float[Array, "n m"]]: ...
+
+
 def is_leaf(x: Any) -> bool:
     """For `jax.tree` functions that are to see such a parameter as one."""
     return isinstance(x, Leaf)
@@ -67,6 +76,19 @@ def dot(eq: str, x: Array, w: Any, *out: str | None) -> Array:
     if isinstance(w, Leaf):
         return w.product(x.reshape(-1, size)).reshape(shape)
     return product(x.reshape(-1, size), w.reshape(size, -1)).reshape(shape)
+
+
+def dots(eq: str, x: Array, *several: Any) -> list[Array]:
+    """`dot` with each of several parameters, which differ in size alone: in one call where their type makes that."""
+    kind = type(several[0])
+    if not issubclass(kind, Together) or any(type(w) is not kind for w in several):
+        return [dot(eq, x, w) for w in several]
+    left, right = eq.split("->")[0].split(",")
+    contracted = sum(name in left for name in right)
+    size = math.prod(several[0].shape[:contracted])
+    kept = x.shape[: x.ndim - contracted]
+    made = kind.products(x.reshape(-1, size), several)
+    return [y.reshape(*kept, *w.shape[contracted:]) for y, w in zip(made, several, strict=True)]
 
 
 def plus(x: Array, bias: Array | None) -> Array:

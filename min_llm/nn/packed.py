@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,7 +29,13 @@ class Packed:
         return dataclasses.replace(self, layer=layer)
 
     def product(self, x: Float[Array, "n k"]) -> Float[Array, "n m"]:
-        return rows.multiply(x, self.panels, self.layer, math.prod(self.shape) // x.shape[1])
+        return self.products(x, [self])[0]
+
+    @staticmethod
+    def products(x: Float[Array, "n k"], several: Sequence[Packed]) -> list[Float[Array, "n m"]]:
+        """See `leaves.Together`."""
+        columns = [math.prod(w.shape) // x.shape[1] for w in several]
+        return rows.multiply(x, [w.panels for w in several], several[0].layer, columns)
 
     def gated(self, x: Float[Array, "n d"], up: Packed, down: Packed) -> Float[Array, "n d"]:
         """See `gated.Gating`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -108,12 +109,20 @@ class PackedInt8:
         return dataclasses.replace(self, layer=layer)
 
     def product(self, x: Float[Array, "n k"]) -> Float[Array, "n m"]:
-        k = x.shape[1]
-        m = math.prod(self.shape) // k
-        if cpu.available():
-            return kernel.multiply_int8(x, self.panels, self.scales, self.layer, m)
+        return self.products(x, [self])[0]
+
+    @staticmethod
+    def products(x: Float[Array, "n k"], several: Sequence[PackedInt8]) -> list[Float[Array, "n m"]]:
+        """See `leaves.Together`."""
+        columns = [math.prod(w.shape) // x.shape[1] for w in several]
+        if not cpu.available():
+            return [w._unpacked(x.shape[1], m).product(x) for w, m in zip(several, columns, strict=True)]
+        matrices, scales = [w.panels for w in several], [w.scales for w in several]
+        return kernel.multiply_int8(x, matrices, scales, several[0].layer, columns)
+
+    def _unpacked(self, k: int, m: int) -> DynamicInt8:
         scales = self.scales[self.layer].reshape(-1, 1)[:m]
-        return DynamicInt8(kernel.unpack(self.panels[self.layer], k, m).T, scales, self.shape).product(x)
+        return DynamicInt8(kernel.unpack(self.panels[self.layer], k, m).T, scales, self.shape)
 
     def gated(self, x: Float[Array, "n d"], up: PackedInt8, down: PackedInt8) -> Float[Array, "n d"]:
         """See `gated.Gating`."""

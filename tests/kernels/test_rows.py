@@ -60,7 +60,7 @@ def test_products_equal_numpys_in_the_dtype_of_x(native, k, m, dtype, x_dtype, m
     packed = rows.pack(w, dtype)
     exact = np.asarray(x.astype(dtype), np.float64) @ np.asarray(w.astype(dtype), np.float64)
     for n in (1, 8, 40, 200):
-        got = rows.multiply(x[:n], packed[None], 0, m)
+        got = rows.multiply(x[:n], [packed[None]], 0, [m])[0]
         assert got.dtype == x_dtype
         tolerance = 1e-5 if x_dtype == "float32" else 2**-8
         np.testing.assert_allclose(
@@ -76,13 +76,25 @@ def test_a_row_has_the_same_bits_whatever_the_others_are_and_wherever_it_stands(
     packed = rows.pack(normal(k, m, seed=1), dtype)[None]
     x = np.asarray(normal(512, k).astype(x_dtype))
     others = np.asarray((normal(512, k, seed=2) * 100).astype(x_dtype))
-    whole = bits(rows.multiply(x, packed, 0, m))
+    whole = bits(rows.multiply(x, [packed], 0, [m])[0])
     for n in NUMBERS:
         for start in {0, 1, 512 - n} - {513 - n}:
-            some = rows.multiply(x[start : start + n], packed, 0, m)
+            some = rows.multiply(x[start : start + n], [packed], 0, [m])[0]
             np.testing.assert_array_equal(bits(some), whole[start : start + n])
         mixed = np.concatenate([others[: n - 1], x[:1]])
-        np.testing.assert_array_equal(bits(rows.multiply(mixed, packed, 0, m))[n - 1], whole[0])
+        np.testing.assert_array_equal(bits(rows.multiply(mixed, [packed], 0, [m])[0])[n - 1], whole[0])
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_products_of_one_x_are_each_by_itself(dtype):
+    """For few rows, whose panels are shared out together, and for many."""
+    columns = (70, 33, 200)
+    packed = [jnp.stack([rows.pack(normal(96, m, seed=i), dtype) for i in (m, m + 1)]) for m in columns]
+    for n in (1, 16, 40, 300):
+        x = normal(n, 96)
+        for m, w, y in zip(columns, packed, rows.multiply(x, packed, 1, columns), strict=True):
+            np.testing.assert_array_equal(bits(y), bits(rows.multiply(x, [w], 1, [m])[0]))
 
 
 def silu(x):
@@ -149,8 +161,8 @@ def test_a_gated_network_of_int8_is_its_products(monkeypatch):
     d, f = 77, 45
     matrices, scales = int8_parts(d, f)
     x = normal(40, d)
-    g, u = (rows.multiply_int8(x, w, s, 0, f) for w, s in zip(matrices[:2], scales[:2], strict=True))
-    want = rows.multiply_int8(g / (1 + jnp.exp(-g)) * u, matrices[2], scales[2], 0, d)
+    g, u = rows.multiply_int8(x, matrices[:2], scales[:2], 0, [f, f])
+    want = rows.multiply_int8(g / (1 + jnp.exp(-g)) * u, matrices[2:], scales[2:], 0, [d])[0]
     np.testing.assert_allclose(
         rows.gated_int8(x, matrices, scales, 0, f), want, atol=2e-3 * np.abs(want).max()
     )
@@ -170,10 +182,10 @@ def digest():
     for dtype in DTYPES:
         packed = rows.pack(normal(600, 900), dtype)[None]
         for n in (1, 7, 64, 300):
-            found.update(bits(rows.multiply(normal(n, 600, seed=n), packed, 0, 900)).tobytes())
+            found.update(bits(rows.multiply(normal(n, 600, seed=n), [packed], 0, [900])[0]).tobytes())
     packed = rows.pack((normal(600, 900) * 30).astype("int8"), "int8")[None]
     for n in (1, 7, 64, 300):
-        y = rows.multiply_int8(normal(n, 600, seed=n), packed, jnp.ones((1, 29, 32)), 0, 900)
+        y = rows.multiply_int8(normal(n, 600, seed=n), [packed], [jnp.ones((1, 29, 32))], 0, [900])[0]
         found.update(bits(y).tobytes())
     return found.hexdigest()
 

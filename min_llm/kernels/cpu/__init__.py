@@ -22,7 +22,6 @@ SOURCES = Path(__file__).parent
 TARGETS = (
     "min_llm_product",
     "min_llm_rows",
-    "min_llm_rows_int8",
     "min_llm_gated",
     "min_llm_gated_int8",
     "min_llm_paged",

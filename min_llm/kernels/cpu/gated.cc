@@ -63,7 +63,7 @@ Source source_of(const Matrix& h, int64_t rows, int64_t k) { return {{h.data, h.
 
 template <class Kind>
 void run(ffi::ThreadPool& pool, const Source& x, const Network& net, const Matrix& y) {
-  const Workers workers(pool, cost<Kind>(x.rows, net.gate, 3));
+  const Workers workers(pool, x.rows, cost<Kind>(x.rows, net.gate, 3));
   const int64_t panels = net.gate.panels;
   if (by_rows(workers, x.rows)) {
     workers.share_rows(x.rows, Kind::kUnit, [&](int64_t from, int64_t to) {

@@ -1,41 +1,62 @@
-// Products of a few rows with a matrix that was packed once: Y[n, m] = X[n, k] W[k, m], for decoding, where n is the
-// number of sequences and reading W is the work, and for the longer pieces of a prefill.
+// Products of a few rows with matrices that were packed once: Y[n, m] = X[n, k] W[k, m], for decoding, where n is the
+// number of sequences and reading W is the work, and for the longer pieces of a prefill. Several W of one X in one call.
+#include <vector>
+
 #include "shares.h"
 
 namespace min_llm {
 namespace {
 
+struct Product {
+  Weights w;
+  Matrix y;
+};
+
 template <class Kind>
-void multiply_rows(ffi::ThreadPool& pool, const Source& x, const Weights& w, const Matrix& y) {
-  const Workers workers(pool, cost<Kind>(x.rows, w));
+void multiply_rows(ffi::ThreadPool& pool, const Source& x, const std::vector<Product>& products) {
+  int64_t nanoseconds = 0, panels = 0;
+  for (const Product& p : products) nanoseconds += cost<Kind>(x.rows, p.w), panels += p.w.panels;
+  const Workers workers(pool, x.rows, nanoseconds);
   if (by_rows(workers, x.rows)) {
     workers.share_rows(x.rows, Kind::kUnit, [&](int64_t from, int64_t to) {
-      multiply_panels<Kind>(taken<Kind, 42>(nullptr, x.part(from, to)), w, 0, w.panels, y.from(from));
+      const Taken rows = taken<Kind, 42>(nullptr, x.part(from, to));
+      for (const Product& p : products) multiply_panels<Kind>(rows, p.w, 0, p.w.panels, p.y.from(from));
     });
   } else {
     const Taken rows = taken<Kind, 42>(&workers, x);
-    workers.share(w.panels, [&](int64_t from, int64_t to) { multiply_panels<Kind>(rows, w, from, to, y); });
+    workers.share(panels, [&](int64_t from, int64_t to) {
+      for (const Product& p : products) {
+        multiply_panels<Kind>(rows, p.w, std::clamp<int64_t>(from, 0, p.w.panels), std::min(to, p.w.panels), p.y);
+        from -= p.w.panels, to -= p.w.panels;
+      }
+    });
   }
 }
 
-// w: the packed matrices of all layers; only that of `layer` is read.
-ffi::Error rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::Buffer<ffi::S32> layer,
-                ffi::Result<ffi::AnyBuffer> y) {
+// matrices: the packed stacks of all layers, of which only those of `layer` are read, and after them, of int8, the
+// scales, [layers][panels][32].
+template <class Kind>
+ffi::Error run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, int64_t layer, ffi::RemainingArgs& matrices,
+               ffi::RemainingRets& results) {
   const Source source = source_of(x);
-  if (w.element_type() == ffi::F32) {
-    multiply_rows<Float32>(pool, source, weights_of<Float32>(w, source.k, *layer.typed_data()), matrix_of(y));
-  } else {
-    multiply_rows<Bfloat16>(pool, source, weights_of<Bfloat16>(w, source.k, *layer.typed_data()), matrix_of(y));
+  std::vector<Product> products;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const float* scales = nullptr;
+    if (matrices.size() > results.size()) {
+      scales = matrices.get<ffi::Buffer<ffi::F32>>(results.size() + i)->typed_data();
+    }
+    ffi::Result<ffi::AnyBuffer> y = *results.get<ffi::AnyBuffer>(i);
+    products.push_back({weights_of<Kind>(*matrices.get<ffi::AnyBuffer>(i), source.k, layer, scales), matrix_of(y)});
   }
+  multiply_rows<Kind>(pool, source, products);
   return ffi::Error::Success();
 }
 
-ffi::Error rows_of_int8(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::Buffer<ffi::F32> scales,
-                        ffi::Buffer<ffi::S32> layer, ffi::Result<ffi::AnyBuffer> y) {
-  const Source source = source_of(x);
-  const Weights weights = weights_of<Int8>(w, source.k, *layer.typed_data(), scales.typed_data());
-  multiply_rows<Int8>(pool, source, weights, matrix_of(y));
-  return ffi::Error::Success();
+ffi::Error rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::RemainingArgs matrices,
+                ffi::RemainingRets results) {
+  const ffi::DataType kind = matrices.get<ffi::AnyBuffer>(0)->element_type();
+  const auto of = kind == ffi::F32 ? run<Float32> : kind == ffi::BF16 ? run<Bfloat16> : run<Int8>;
+  return of(pool, x, *layer.typed_data(), matrices, results);
 }
 
 }  // namespace
@@ -44,17 +65,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_rows, rows,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::AnyBuffer>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_rows_int8, rows_of_int8,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::AnyBuffer>());
+                                  .RemainingArgs()
+                                  .RemainingRets());
 
 }  // namespace min_llm

@@ -7,13 +7,13 @@
 
 namespace min_llm {
 
-// Who works on a call: our own threads, which are there at once, or XLA's pool for longer work. Threads of XLA's that have
-// just worked look out for more for a while, and three threads on two processors would wait for each other.
+// Who works on a call: our own threads, which are there at once, or for many rows XLA's pool. Its threads look out for
+// more work for a while after each piece, and three threads on two processors would wait for each other.
 class Workers {
  public:
   // nanoseconds: what the call would take one thread at its best.
-  Workers(ffi::ThreadPool& pool, int64_t nanoseconds)
-      : pool_(pool), team_(Team::get(pool.num_threads())), large_(nanoseconds > kLarge),
+  Workers(ffi::ThreadPool& pool, int64_t rows, int64_t nanoseconds)
+      : pool_(pool), team_(Team::get(pool.num_threads())), many_(rows >= kMany),
         threads_(nanoseconds < kAlone ? 1 : pool.num_threads()), pieces_(nanoseconds / threads_ / kPiece) {}
 
   int64_t threads() const { return threads_; }
@@ -33,11 +33,12 @@ class Workers {
   }
 
  private:
-  static constexpr int64_t kAlone = 4'000, kPiece = 100'000, kLarge = 200'000;
+  static constexpr int64_t kAlone = 4'000, kPiece = 100'000;  // nanoseconds
+  static constexpr int64_t kMany = 64;
 
   template <class Task>
   void run(int64_t n, const Task& task) const {
-    if (large_ && threads_ > 1) {
+    if (many_ && threads_ > 1) {
       parallel(pool_, n, task);
     } else {
       team_.run(n, task);
@@ -46,7 +47,7 @@ class Workers {
 
   ffi::ThreadPool& pool_;
   Team& team_;
-  const bool large_;
+  const bool many_;
   const int64_t threads_, pieces_;
 };
 
