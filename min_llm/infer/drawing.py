@@ -12,7 +12,6 @@ from min_llm.infer.request import MOST_TOPS, Token
 
 FORBIDDEN = -1  # what a row gives whose every token is forbidden
 
-_best = jax.jit(choose.best)
 _choose = jax.jit(choose.choose)
 _edit = jax.jit(choose.edit)
 _processed = jax.jit(choose.processed)
@@ -35,7 +34,7 @@ def draw(logits: Float[Array, "s v"], wanted: list[tuple[Answer, int]]) -> list[
         logits.shape[0],
     )
     edited = _edited(logits, answers, rows) if any(a.edited for a in answers) else logits
-    drawn = _best(edited) if rows.greedy.all() else _choose(edited, rows)
+    drawn = _choose(edited, rows)
     scores = {
         kind: [np.asarray(a) for a in _scores(logits if kind == "raw" else _processed(edited, rows), drawn)]
         for kind in {a.sampling.logprobs_of for a in answers if a.sampling.logprobs is not None}
@@ -58,7 +57,6 @@ def warm_up(logits: Float[Array, "s v"]) -> None:
     rows = choose.rows([], [], [], logits.shape[0])
     for some in (logits, _edited(logits, [], rows)):
         ids = _choose(some, rows)
-        _best(some)
         _scores(some, ids)
         _scores(_processed(some, rows), ids)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from min_llm import platform
 from min_llm.infer import choose
 from min_llm.infer.request import Sampling
+from min_llm.kernels import cpu
 
 V = 1000  # no multiple of the 256 columns
 GREEDY = Sampling(temperature=0)
@@ -46,6 +47,14 @@ picked = jax.jit(choose.pick)
 def at_once(monkeypatch):
     """`choose` as it is compiled for accelerators: not row by row."""
     monkeypatch.setattr(platform, "backend", lambda: "gpu")
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    return jax.jit(lambda logits, rows: scored(logits, rows))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """`choose` without kernels, row by row."""
+    monkeypatch.setattr(cpu, "available", lambda: False)
     return jax.jit(lambda logits, rows: scored(logits, rows))
 
 
@@ -124,9 +133,10 @@ def test_a_row_of_its_own_gives_the_same(i):
         np.testing.assert_array_equal(np.asarray(got), all_rows[i : i + 1])
 
 
-def test_all_rows_at_once_draw_what_single_rows_draw(at_once):
+@pytest.mark.parametrize("form", ["at_once", "plain"])
+def test_every_form_draws_the_same(form, request):
     logits, rows, want = mixed_batch()
-    got = at_once(logits, rows)
+    got = request.getfixturevalue(form)(logits, rows)
     np.testing.assert_array_equal(got[0], want[0])
     for a, b in zip(got[1:], want[1:], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
@@ -297,8 +307,24 @@ def test_the_bias_of_an_answer():
     assert not choose.bias_of(Sampling(), counts, [5], produced=0).any()
 
 
-def test_best_is_what_choose_gives_greedy_rows():
+def test_best_is_what_choose_gives_greedy_rows(at_once):
     logits = some_logits(6)
     logits[0], logits[1, 5], logits[2, 7], logits[3, :2] = -np.inf, np.nan, np.inf, 50
     rows = choose.rows([GREEDY] * 6, range(6), range(6), 6)
     np.testing.assert_array_equal(jax.jit(choose.best)(logits), run(logits, rows)[0])
+
+
+@pytest.mark.skipif(not cpu.available(), reason=f"no kernels: {cpu.unavailable()}")
+@pytest.mark.parametrize("v", [19, V, 32_001])
+def test_kernels_leave_and_draw_what_the_plain_form_does(v, monkeypatch):
+    """For 40 rows of every kind of sampling; sums may differ in their last bits, which no border here is near to."""
+    n = 40
+    logits = some_logits(n, v, seed=v)
+    logits[3, v // 2 :] = -np.inf
+    rows = choose.rows([KINDS[i % len(KINDS)] for i in range(n)], range(n), range(n), n)
+    tokens, kept = np.asarray(run(logits, rows)[0]), np.asarray(processed(logits, rows))
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    np.testing.assert_array_equal(jax.jit(lambda *a: choose.choose(*a))(logits, rows), tokens)
+    np.testing.assert_allclose(
+        jax.jit(lambda *a: choose.processed(*a))(logits, rows), kept, rtol=1e-6, atol=1e-6
+    )

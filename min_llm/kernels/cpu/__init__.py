@@ -25,6 +25,8 @@ TARGETS = (
     "min_llm_gated",
     "min_llm_gated_int8",
     "min_llm_paged",
+    "min_llm_draw",
+    "min_llm_kept",
     "min_llm_attention",
     "min_llm_attention_gradient",
     "min_llm_cross_entropy",
