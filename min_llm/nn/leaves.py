@@ -107,5 +107,7 @@ def embed(tokens: Int[Array, "b s"], table: Float[Array, "v d"], dtype: jnp.dtyp
 
 def unembed(x: Float[Array, "b s d"], head: Float[Array, "d v"]) -> Float[Array, "b s v"]:
     """Logits, float32."""
+    if isinstance(head, Together):  # rounds x itself as its product needs it, and then rounds no logit
+        x = x.astype(jnp.float32)
     with sharded.keeping_gathered(True):  # its backward pass comes next
         return dot("bsd,dv->bsv", axes.shard(x, "batch", "seq", "features"), head).astype(jnp.float32)
