@@ -16,19 +16,23 @@ constexpr int64_t kKeys = 64;
 template <Kind kKind>
 __m512 load16(const void* data, int64_t at, __mmask16 mask) {
   if constexpr (kKind == Kind::kFloat32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + at);
-  return load_bf16(static_cast<const bf16*>(data) + at, mask);
+  if constexpr (kKind == Kind::kBfloat16) return load_bf16(static_cast<const bf16*>(data) + at, mask);
+  const __m128i x = _mm_maskz_loadu_epi8(mask, static_cast<const int8_t*>(data) + at);
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
 }
 
 // 16 keys, turned: to[number][32]. It takes a neighbour in place of those before `first` or from `end` on, whose scores
 // nobody uses.
 template <Kind kKind>
-void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
+void turn(const char* keys, const float* scales, const int64_t* places, int64_t first, int64_t end, int64_t depth,
+          float* to) {
   for (int64_t at = 0; at < depth; at += 16, to += 16 * kPanel) {
     __m512i r[16];
     const int64_t numbers = std::min<int64_t>(16, depth - at);
     for (int64_t i = 0; i < 16; ++i) {
-      const char* key = keys + places[std::clamp(i, first, end - 1)] * depth * bytes_of(kKind);
-      r[i] = _mm512_castps_si512(load16<kKind>(key, at, first16(numbers)));
+      const int64_t place = places[std::clamp(i, first, end - 1)];
+      const __m512 key = load16<kKind>(keys + place * depth * bytes_of(kKind), at, first16(numbers));
+      r[i] = _mm512_castps_si512(kKind == Kind::kInt8 ? _mm512_mul_ps(key, _mm512_set1_ps(scales[place])) : key);
     }
     transpose16(r);
     for (int64_t i = 0; i < numbers; ++i) _mm512_store_si512(to + i * kPanel, r[i]);
@@ -37,13 +41,16 @@ void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, i
 
 // Values [first, end) side by side: to[columns][kKeys][32], with zeros beyond depth.
 template <Kind kKind>
-void gather(const char* values, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
+void gather(const char* values, const float* scales, const int64_t* places, int64_t first, int64_t end, int64_t depth,
+            float* to) {
   for (int64_t at = 0; at < depth; at += kPanel, to += kKeys * kPanel) {
-    const __mmask16 low = first16(depth - at), high = first16(depth - at - 16);
     for (int64_t key = first; key < end; ++key) {
       const char* value = values + places[key] * depth * bytes_of(kKind);
-      _mm512_store_ps(to + key * kPanel, load16<kKind>(value, at, low));
-      _mm512_store_ps(to + key * kPanel + 16, load16<kKind>(value, at + 16, high));
+      for (int64_t half = 0; half < kPanel; half += 16) {
+        const __m512 x = load16<kKind>(value, at + half, first16(depth - at - half));
+        const __m512 scaled = kKind == Kind::kInt8 ? _mm512_mul_ps(x, _mm512_set1_ps(scales[places[key]])) : x;
+        _mm512_store_ps(to + key * kPanel + half, scaled);
+      }
     }
   }
 }
@@ -75,12 +82,13 @@ __m512 weigh(float* scores, int64_t stride, Range visible, float& largest, float
 }
 
 template <Kind kKind>
-void attend_in_float32(const Call& call, int64_t unit, int64_t group) {
+void attend_as(const Call& call, int64_t unit, int64_t group) {
   const int64_t depth = call.depth, shared = call.shared(), tokens = call.tokens(unit), token = call.first_token(unit);
   const int64_t rows = tokens * shared, columns = ceil_div(depth, kPanel);
   const Range range = seen(call, unit);
   const int32_t* table = call.tables + call.row[token] * call.max_pages;
   const char *keys = call.keys + group * call.size(), *values = call.values + group * call.size();
+  const float *key_scales = call.key_scales + group, *value_scales = call.value_scales + group;
   int64_t places[kKeys], next[kKeys];
 
   float* queries = static_cast<float*>(scratch<50>((rows * depth + 16) * sizeof(float)));  // [rows][depth], scaled
@@ -115,10 +123,10 @@ void attend_in_float32(const Call& call, int64_t unit, int64_t group) {
     for (int64_t key = 0; key < end_next; ++key) fetch(keys + next[key] * call.size(), call.size());
     for (int64_t key = first / 16 * 16; key < end; key += 16) {
       float* to = turned + key / kPanel * depth * kPanel + key % kPanel;
-      turn<kKind>(keys, places + key, first - key, std::min<int64_t>(16, end - key), depth, to);
+      turn<kKind>(keys, key_scales, places + key, first - key, std::min<int64_t>(16, end - key), depth, to);
     }
     for (int64_t key = 0; key < end_next; ++key) fetch(values + next[key] * call.size(), call.size());
-    gather<kKind>(values, places, first, end, depth, straight);
+    gather<kKind>(values, value_scales, places, first, end, depth, straight);
     std::fill(weights, weights + rows * kKeys, 0.0f);
     for (int64_t key = first / kPanel * kPanel; key < end; key += kPanel) {
       add_product<false>(queries, depth, rows, turned + key * depth, depth, weights + key * rows);
@@ -157,37 +165,56 @@ void attend_in_float32(const Call& call, int64_t unit, int64_t group) {
   }
 }
 
-ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
-                 ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> tables, ffi::Buffer<ffi::S32> row,
-                 ffi::Buffer<ffi::S32> index, ffi::Buffer<ffi::S32> window, ffi::Result<ffi::AnyBuffer> out,
-                 int64_t singles) {
+void attend(const Call& call, int64_t unit, int64_t group) {
+  const auto attend = call.kind == Kind::kFloat32    ? attend_as<Kind::kFloat32>
+                      : call.kind == Kind::kBfloat16 ? attend_as<Kind::kBfloat16>
+                                                     : attend_as<Kind::kInt8>;
+  attend(call, unit, group);
+}
+
+using Integers = ffi::Buffer<ffi::S32>;
+using Scales = ffi::Buffer<ffi::F32>;
+
+// scales [layers][pages][page][groups]: of int8; empty for others.
+ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values, Scales key_scales,
+               Scales value_scales, Integers layer, Integers tables, Integers row, Integers index, Integers window,
+               ffi::Result<ffi::AnyBuffer> out, int64_t singles) {
   const auto shape = keys.dimensions();  // [layers, pages, page, groups, depth]
-  const Kind kind = keys.element_type() == ffi::F32 ? Kind::kFloat32 : Kind::kBfloat16;
-  const int64_t tokens = q.dimensions()[0], groups = shape[3], depth = shape[4];
-  const int64_t layer_bytes = shape[1] * shape[2] * groups * depth * bytes_of(kind);
-  const int64_t skip = std::clamp<int64_t>(*layer.typed_data(), 0, shape[0] - 1) * layer_bytes;
+  const ffi::DataType type = keys.element_type();
+  const Kind kind = type == ffi::F32 ? Kind::kFloat32 : type == ffi::BF16 ? Kind::kBfloat16 : Kind::kInt8;
+  const int64_t tokens = q.dimensions()[0], groups = shape[3], depth = shape[4], blocks = (tokens - singles) / kUnit;
+  const int64_t heads = std::clamp<int64_t>(*layer.typed_data(), 0, shape[0] - 1) * shape[1] * shape[2] * groups;
+  const int64_t skip = heads * depth * bytes_of(kind), skip_scales = kind == Kind::kInt8 ? heads : 0;
   const Call call{q.dimensions()[1], groups, depth, shape[2], tables.dimensions()[1], *window.typed_data(), singles,
-                  singles + (tokens - singles) / kUnit, kind, q.element_type() == ffi::F32,
+                  singles + blocks, kind, q.element_type() == ffi::F32,
                   static_cast<const char*>(keys.untyped_data()) + skip,
-                  static_cast<const char*>(values.untyped_data()) + skip, tables.typed_data(), row.typed_data(),
-                  index.typed_data(), q.untyped_data(), out->untyped_data()};
+                  static_cast<const char*>(values.untyped_data()) + skip, key_scales.typed_data() + skip_scales,
+                  value_scales.typed_data() + skip_scales, tables.typed_data(), row.typed_data(), index.typed_data(),
+                  q.untyped_data(), out->untyped_data()};
   int64_t work = 0;  // pairs of a unit and a key
   for (int64_t unit = 0; unit < call.units; ++unit) {
     const Range range = seen(call, unit);
     work += (range.to - range.from) * call.tokens(unit);
   }
-  constexpr int64_t kAlone = 1 << 15;  // multiplications, some microseconds: no other thread is asked
-  const auto attend = !call.wide ? attend_in_tiles : kind == Kind::kFloat32 ? attend_in_float32<Kind::kFloat32>
-                                                                               : attend_in_float32<Kind::kBfloat16>;
-  const auto task = [&](int64_t i) {
-    const int64_t unit = call.units - 1 - i / groups;  // blocks, which take longest, come first
-    attend(call, unit, i % groups);
+  Team& team = Team::get(pool.num_threads());
+  // a single's keys are read best as they lie, all heads of a place together, where that leaves enough to share
+  const int64_t together = singles >= 4 * team.threads() ? groups : 1, apart = groups / together;
+  const auto task = [&](int64_t i) {  // blocks, which take longest, come first
+    const bool block = i < blocks * groups;
+    const int64_t unit = block ? singles + blocks - 1 - i / groups : (i - blocks * groups) / apart;
+    const int64_t group = block ? i % groups : (i - blocks * groups) % apart;
+    if (call.wide) {
+      for (int64_t g = group; g < group + (block ? 1 : together); ++g) attend(call, unit, g);
+    } else {
+      attend_in_tiles(call, unit, group, block ? 1 : together);
+    }
   };
-  const int64_t tasks = call.units * groups;
+  const int64_t tasks = blocks * groups + singles * apart;
+  constexpr int64_t kAlone = 1 << 15;  // multiplications, some microseconds: no other thread is asked
   if (work * call.heads * depth < kAlone) {
     for (int64_t i = 0; i < tasks; ++i) task(i);
   } else {
-    Team::get(pool.num_threads()).run(tasks, task);
+    team.run(tasks, task);
   }
   return ffi::Error::Success();
 }
@@ -203,11 +230,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_paged, paged::run,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<paged::Scales>()
+                                  .Arg<paged::Scales>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("singles"));
 

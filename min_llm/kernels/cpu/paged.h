@@ -14,15 +14,16 @@ namespace min_llm::paged {
 constexpr int64_t kUnit = 16;       // tokens of a block
 constexpr float kNothing = -1e30f;  // the largest score of a query that has seen no key yet
 
-enum class Kind { kFloat32, kBfloat16 };
+enum class Kind { kFloat32, kBfloat16, kInt8 };
 
-constexpr int64_t bytes_of(Kind kind) { return kind == Kind::kFloat32 ? 4 : 2; }
+constexpr int64_t bytes_of(Kind kind) { return kind == Kind::kFloat32 ? 4 : kind == Kind::kBfloat16 ? 2 : 1; }
 
 struct Call {
   int64_t heads, groups, depth, page, max_pages, window, singles, units;  // window 0: none
   Kind kind;                  // of the pools
   bool wide;                  // the queries and the result are float32
   const char *keys, *values;  // of this layer
+  const float *key_scales, *value_scales;  // of int8: one a key and head
   const int32_t *tables, *row, *index;
   const void* q;
   void* out;
@@ -74,7 +75,7 @@ inline void fetch(const char* data, int64_t size) {
   for (int64_t line = 0; line < size; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
 }
 
-// One unit and one group, in bfloat16 tiles (paged_tiles.cc); the pools and q are bfloat16.
-void attend_in_tiles(const Call& call, int64_t unit, int64_t group);
+// One unit and some groups, in bfloat16 tiles (paged_tiles.cc); q is bfloat16 and the pools are bfloat16 or int8.
+void attend_in_tiles(const Call& call, int64_t unit, int64_t group, int64_t groups);
 
 }  // namespace min_llm::paged

@@ -9,7 +9,7 @@
 namespace min_llm::paged {
 namespace {
 
-constexpr int64_t kPass = 128;           // keys whose scores are held at once
+constexpr int64_t kPass = 64;           // keys whose scores are held at once
 constexpr float kHidden = -3e38f;        // a score that is not seen, less than kNothing
 constexpr int64_t kCell = kTile * kTile;  // numbers of a tile of C
 
@@ -39,19 +39,22 @@ inline __m512i paired(__m512 even, __m512 odd) {
   return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
-// 16 queries: Qᵀ as tiles of B, and what each lane sees.
+// Up to 16 rows of a unit and a group, one a lane.
 struct Strip {
-  bf16* queries;     // [steps of depth][16 pairs][16][2]
-  float* sums;       // [tiles of depth][16][16]
-  __m512i from, to;  // keys [from, to) are seen
+  int64_t group, top;        // its first row
+  bf16* queries;             // Qᵀ as tiles of B: [steps of depth]
+  float* sums;               // [tiles of depth][16][16]
+  __m512i from, to;          // keys [from, to) are seen
   int64_t from_all, to_all;  // by every lane
   __m512 largest, total;
 };
 
+// Keys of one group that are held at once.
 struct Pass {
-  int64_t from, keys;  // the first place; how many, in whole steps of 32
-  const bf16* rows;    // K [keys][depth, padded to steps of 32]
-  const bf16* tiles;   // V as tiles of B: [steps of keys][tiles of depth]
+  int64_t from, keys;         // the first place; how many, in whole steps of 32
+  bf16* rows;                 // K [keys][depth, padded to steps of 32]
+  bf16* tiles;                // V as tiles of B: [steps of keys][tiles of depth]
+  float *k_scales, *v_scales; // of int8 [keys]
 };
 
 // Sᵀ [keys][16].
@@ -72,6 +75,14 @@ void score(const Pass& pass, const bf16* queries, int64_t steps, float* scores) 
   }
 }
 
+// Scores of keys in int8, in their units.
+void scale_up(const Pass& pass, float* scores) {
+  for (int64_t key = 0; key < pass.keys; ++key) {
+    float* at = scores + key * kTile;
+    _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), _mm512_set1_ps(pass.k_scales[key])));
+  }
+}
+
 void hide(const Pass& pass, const Strip& strip, float* scores) {
   for (int64_t key = 0; key < pass.keys; ++key) {
     const __m512i place = _mm512_set1_epi32(pass.from + key);
@@ -82,8 +93,9 @@ void hide(const Pass& pass, const Strip& strip, float* scores) {
   }
 }
 
-// Scores become weights, 2^(score · scale - largest), as tiles of A: [steps of keys][16][32]. Sums of before are
-// scaled down where the largest score has grown.
+// Scores become weights, 2^(score · scale - largest), as tiles of A: [steps of keys][16][32]; those of values in int8
+// take the values' scales along. Sums of before are scaled down where the largest score has grown.
+template <Kind kKind>
 void weigh(const Pass& pass, Strip& strip, int64_t cells, float scale, const float* scores, bf16* weights) {
   __m512 top[4], sum[4];
   for (int i = 0; i < 4; ++i) top[i] = _mm512_set1_ps(kHidden), sum[i] = _mm512_setzero_ps();
@@ -101,7 +113,12 @@ void weigh(const Pass& pass, Strip& strip, int64_t cells, float scale, const flo
       const __m512 odd = exp2_16(_mm512_fmsub_ps(_mm512_load_ps(at + kTile), factor, now));
       sum[p % 2] = _mm512_add_ps(sum[p % 2], even);
       sum[2 + p % 2] = _mm512_add_ps(sum[2 + p % 2], odd);
-      pairs[p] = paired(even, odd);
+      if constexpr (kKind == Kind::kInt8) {
+        const float* scales = pass.v_scales + key + 2 * p;
+        pairs[p] = paired(_mm512_mul_ps(even, _mm512_set1_ps(scales[0])), _mm512_mul_ps(odd, _mm512_set1_ps(scales[1])));
+      } else {
+        pairs[p] = paired(even, odd);
+      }
     }
     transpose16(pairs);
     store16(pairs, weights + key * kTile);
@@ -151,39 +168,59 @@ void add_values(const bf16* weights, const bf16* v, int64_t stride, int64_t step
   }
 }
 
-// Keys [first, end) as rows, the others unchanged: nobody sees their scores.
-void copy_keys(const bf16* keys, const int64_t* places, int64_t first_key, int64_t end, int64_t depth, int64_t steps,
-               bf16* to) {
-  for (int64_t key = first_key; key < end; ++key) {
-    for (int64_t at = 0; at < depth; at += kStep) {
-      const __m512i x = load32(keys + places[key] * depth + at, false, first(depth - at));
-      _mm512_store_si512(to + key * steps * kStep + at, x);
+// 32 numbers of a key or value, as bfloat16; int8 is not rounded by that.
+template <Kind kKind>
+__m512i load_step(const char* from, int64_t step, __mmask32 mask) {
+  if constexpr (kKind == Kind::kBfloat16) return load32(from + step * kStep * 2, false, mask);
+  const __m256i x = _mm256_maskz_loadu_epi8(mask, from + step * kStep);
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(x)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(x, 1)));
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+// Keys [first, end) as rows, the others unchanged: nobody sees their scores. places: as `find` gives them.
+template <Kind kKind>
+void copy_keys(const char* keys, const int64_t* places, Range some, int64_t depth, int64_t steps, bf16* to) {
+  const __mmask32 last = first(depth - (steps - 1) * kStep);
+  for (int64_t key = some.from; key < some.to; ++key) {
+    const char* from = keys + places[key] * depth * bytes_of(kKind);
+    for (int64_t s = 0; s < steps; ++s) {
+      const __m512i x = load_step<kKind>(from, s, s + 1 < steps ? ~__mmask32{0} : last);
+      _mm512_store_si512(to + (key * steps + s) * kStep, x);
     }
   }
 }
 
-// Values [first, end) as tiles of B, with zeros for the others and beyond depth.
-void pack_values(const bf16* values, const int64_t* places, int64_t first_key, int64_t end, int64_t keys, int64_t depth,
-                 int64_t steps, bf16* to) {
-  const auto load = [&](int64_t key, int64_t at) {
-    if (key < first_key || key >= end) return _mm512_setzero_si512();
-    return load32(values + places[key] * depth + at, false, first(depth - at));
-  };
+// Values [first, end) of `keys` as tiles of B, with zeros for the others and beyond depth. Of 32 numbers of the depth,
+// the first tile has numbers 0-3, 8-11, 16-19 and 24-27, the second one the others: that order costs least.
+template <Kind kKind>
+void pack_values(const char* values, const int64_t* places, Range some, int64_t keys, int64_t depth, int64_t steps,
+                 bf16* to) {
+  const __mmask32 last = first(depth - (steps - 1) * kStep);
   for (int64_t key = 0; key < keys; key += 2) {
+    const bool has_even = key >= some.from && key < some.to, has_odd = key + 1 >= some.from && key + 1 < some.to;
+    const char* even = values + (has_even ? places[key] * depth * bytes_of(kKind) : 0);
+    const char* odd = values + (has_odd ? places[key + 1] * depth * bytes_of(kKind) : 0);
+    const __mmask32 even_mask = has_even ? ~__mmask32{0} : 0, odd_mask = has_odd ? ~__mmask32{0} : 0;
     bf16* row = to + key / kStep * 2 * steps * kTileSize + key % kStep * kTile;
-    for (int64_t at = 0; at < depth; at += kStep, row += 2 * kTileSize) {
-      __m512i pair[2];
-      interleave_rows(load(key, at), load(key + 1, at), pair);
-      _mm512_store_si512(row, pair[0]);
-      _mm512_store_si512(row + kTileSize, pair[1]);
+    for (int64_t s = 0; s < steps; ++s, row += 2 * kTileSize) {
+      const __mmask32 mask = s + 1 < steps ? ~__mmask32{0} : last;
+      const __m512i a = load_step<kKind>(even, s, mask & even_mask), b = load_step<kKind>(odd, s, mask & odd_mask);
+      _mm512_store_si512(row, _mm512_unpacklo_epi16(a, b));
+      _mm512_store_si512(row + kTileSize, _mm512_unpackhi_epi16(a, b));
     }
   }
 }
 
-void begin(const Call& call, int64_t unit, int64_t group, int64_t top, int64_t rows, int64_t steps, Strip& strip) {
+void copy_scales(const float* scales, const int64_t* places, Range some, float* to) {
+  std::fill(to, to + kPass, 0.0f);
+  for (int64_t key = some.from; key < some.to; ++key) to[key] = scales[places[key]];
+}
+
+void begin(const Call& call, int64_t unit, int64_t rows, int64_t steps, Strip& strip) {
   alignas(64) int32_t from[kTile], to[kTile];
   for (int64_t i = 0; i < kTile; ++i) {  // lanes beyond the rows see what the last one sees; nobody reads them
-    const int64_t index = call.index[call.token_of(unit, std::min(top + i, rows - 1))];
+    const int64_t index = call.index[call.token_of(unit, std::min(strip.top + i, rows - 1))];
     from[i] = call.first_key(index), to[i] = index + 1;
   }
   strip.from = _mm512_load_si512(from), strip.to = _mm512_load_si512(to);
@@ -193,8 +230,8 @@ void begin(const Call& call, int64_t unit, int64_t group, int64_t top, int64_t r
   for (int64_t s = 0; s < steps; ++s) {
     __m512i r[kTile];
     for (int64_t i = 0; i < kTile; ++i) {
-      const __mmask32 mask = top + i < rows ? first(call.depth - s * kStep) : 0;
-      const int64_t place = mask ? call.place_of(unit, group, top + i) : 0;
+      const __mmask32 mask = strip.top + i < rows ? first(call.depth - s * kStep) : 0;
+      const int64_t place = mask ? call.place_of(unit, strip.group, strip.top + i) : 0;
       r[i] = load32(static_cast<const bf16*>(call.q) + place + s * kStep, false, mask);
     }
     transpose16(r);
@@ -202,74 +239,88 @@ void begin(const Call& call, int64_t unit, int64_t group, int64_t top, int64_t r
   }
 }
 
-void finish(const Call& call, int64_t unit, int64_t group, int64_t top, int64_t rows, const Strip& strip) {
+void finish(const Call& call, int64_t unit, int64_t rows, const Strip& strip) {
   alignas(64) float total[kTile];
   _mm512_store_ps(total, strip.total);
-  for (int64_t i = 0; i < std::min(kTile, rows - top); ++i) {
+  // back to the order of the depth, from that of pack_values
+  const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i eight = _mm512_set1_epi32(8);
+  for (int64_t i = 0; i < std::min(kTile, rows - strip.top); ++i) {
     const __m512 inverse = _mm512_set1_ps(total[i] > 0 ? 1 / total[i] : 0);
-    bf16* to = static_cast<bf16*>(call.out) + call.place_of(unit, group, top + i);
-    for (int64_t at = 0; at < call.depth; at += kTile) {
-      const __m512 sum = _mm512_load_ps(strip.sums + (at + i) * kTile);
-      const __m512 x = _mm512_fmadd_ps(sum, inverse, _mm512_setzero_ps());  // + 0: a zero has no sign
-      store_bf16(to + at, x, first16(call.depth - at));
+    bf16* to = static_cast<bf16*>(call.out) + call.place_of(unit, strip.group, strip.top + i);
+    for (int64_t at = 0; at < call.depth; at += kStep) {
+      const float* sum = strip.sums + (at + i) * kTile;
+      const __m512 x = _mm512_load_ps(sum), y = _mm512_load_ps(sum + kCell), zero = _mm512_setzero_ps();
+      const __m512 low = _mm512_fmadd_ps(_mm512_permutex2var_ps(x, order, y), inverse, zero);  // + 0: no sign of zero
+      const __m512 high = _mm512_fmadd_ps(_mm512_permutex2var_ps(x, _mm512_add_epi32(order, eight), y), inverse, zero);
+      _mm512_mask_storeu_epi16(to + at, first(call.depth - at), (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
   }
 }
 
-}  // namespace
-
-void attend_in_tiles(const Call& call, int64_t unit, int64_t group) {
+template <Kind kKind>
+void attend(const Call& call, int64_t unit, int64_t group, int64_t groups) {
   const TileScope tiles;
   const int64_t depth = call.depth, rows = call.tokens(unit) * call.shared();
-  const int64_t steps = ceil_div(depth, kStep), cells = 2 * steps, count = ceil_div(rows, kTile);
+  const int64_t steps = ceil_div(depth, kStep), cells = 2 * steps, strips = ceil_div(rows, kTile);
   const float scale = 1.44269504f / std::sqrt(static_cast<float>(depth));
   const int32_t* table = call.tables + call.row[call.first_token(unit)] * call.max_pages;
-  const bf16* keys = reinterpret_cast<const bf16*>(call.keys) + group * depth;
-  const bf16* values = reinterpret_cast<const bf16*>(call.values) + group * depth;
   const Range range = seen(call, unit);
   int64_t places[kPass], next[kPass];
 
-  Strip* strips = room<60, Strip>(count);
-  bf16* queries = room<61, bf16>(count * steps * kTileSize);
-  float* sums = room<62, float>(count * cells * kCell);
-  bf16* k = room<63, bf16>(kPass * steps * kStep);
-  bf16* v = room<64, bf16>(kPass * steps * kStep);
-  float* scores = room<65, float>(kPass * kTile);
-  bf16* weights = room<66, bf16>(kPass * kTile);
-  for (int64_t i = 0; i < count; ++i) {
-    strips[i].queries = queries + i * steps * kTileSize;
-    strips[i].sums = sums + i * cells * kCell;
-    begin(call, unit, group, i * kTile, rows, steps, strips[i]);
+  Strip* all = room<60, Strip>(groups * strips);
+  bf16* queries = room<61, bf16>(groups * strips * steps * kTileSize);
+  float* sums = room<62, float>(groups * strips * cells * kCell);
+  alignas(64) float scores[kPass * kTile];
+  alignas(64) bf16 weights[kPass * kTile];
+  float k_scales[kPass], v_scales[kPass];
+  Pass pass{0, 0, room<63, bf16>(kPass * steps * kStep), room<64, bf16>(kPass * steps * kStep), k_scales, v_scales};
+  for (int64_t i = 0; i < groups * strips; ++i) {
+    all[i].group = group + i / strips, all[i].top = i % strips * kTile;
+    all[i].queries = queries + i * steps * kTileSize, all[i].sums = sums + i * cells * kCell;
+    begin(call, unit, rows, steps, all[i]);
   }
 
-  int64_t from = range.from / kPass * kPass;
-  find(call, table, range.from, std::min(from + kPass, range.to) - range.from, next + range.from - from);
-  for (; from < range.to; from += kPass) {
-    const int64_t first = std::max<int64_t>(0, range.from - from), end = std::min(kPass, range.to - from);
-    const int64_t end_next = std::min(kPass, range.to - from - end);
-    std::copy(next + first, next + end, places + first);
-    find(call, table, from + end, end_next, next);
-    for (int64_t key = 0; key < end_next; ++key) {
-      fetch(reinterpret_cast<const char*>(keys + next[key] * depth), call.size());
-    }
-    copy_keys(keys, places, first, end, depth, steps, k);
-    for (int64_t key = 0; key < end_next; ++key) {
-      fetch(reinterpret_cast<const char*>(values + next[key] * depth), call.size());
-    }
-    const Pass pass{from, ceil_div(end, kStep) * kStep, k, v};
-    pack_values(values, places, first, end, pass.keys, depth, steps, v);
-    for (int64_t i = 0; i < count; ++i) {
-      Strip& strip = strips[i];
-      score(pass, strip.queries, steps, scores);
-      if (from < strip.from_all || from + pass.keys > strip.to_all) hide(pass, strip, scores);
-      weigh(pass, strip, cells, scale, scores, weights);
-      for (int64_t c = 0; c < cells; c += 4) {
-        (cells - c >= 4 ? add_values<true> : add_values<false>)(weights, v + c * kTileSize, cells * kTileSize,
-                                                                 pass.keys / kStep, strip.sums + c * kCell);
+  pass.from = range.from / kPass * kPass;
+  find(call, table, range.from, std::min(pass.from + kPass, range.to) - range.from, next + range.from - pass.from);
+  for (; pass.from < range.to; pass.from += kPass) {
+    const Range some{std::max<int64_t>(0, range.from - pass.from), std::min(kPass, range.to - pass.from)};
+    const int64_t more = std::min(kPass, range.to - pass.from - some.to);
+    pass.keys = ceil_div(some.to, kStep) * kStep;
+    std::copy(next + some.from, next + some.to, places + some.from);
+    find(call, table, pass.from + some.to, more, next);
+    for (int64_t g = group; g < group + groups; ++g) {
+      const char *keys = call.keys + g * call.size(), *values = call.values + g * call.size();
+      if (call.tokens(unit) == 1) {  // blocks find them in the cache, where the blocks before had them
+        for (int64_t key = 0; key < more; ++key) fetch(keys + next[key] * call.size(), call.size());
+        for (int64_t key = 0; key < more; ++key) fetch(values + next[key] * call.size(), call.size());
+      }
+      copy_keys<kKind>(keys, places, some, depth, steps, pass.rows);
+      pack_values<kKind>(values, places, some, pass.keys, depth, steps, pass.tiles);
+      if constexpr (kKind == Kind::kInt8) {
+        copy_scales(call.key_scales + g, places, some, k_scales);
+        copy_scales(call.value_scales + g, places, some, v_scales);
+      }
+      for (Strip* strip = all + (g - group) * strips; strip < all + (g - group + 1) * strips; ++strip) {
+        score(pass, strip->queries, steps, scores);
+        if constexpr (kKind == Kind::kInt8) scale_up(pass, scores);
+        if (pass.from < strip->from_all || pass.from + pass.keys > strip->to_all) hide(pass, *strip, scores);
+        weigh<kKind>(pass, *strip, cells, scale, scores, weights);
+        for (int64_t c = 0; c < cells; c += 4) {
+          (cells - c >= 4 ? add_values<true> : add_values<false>)(weights, pass.tiles + c * kTileSize,
+                                                                   cells * kTileSize, pass.keys / kStep,
+                                                                   strip->sums + c * kCell);
+        }
       }
     }
   }
-  for (int64_t i = 0; i < count; ++i) finish(call, unit, group, i * kTile, rows, strips[i]);
+  for (int64_t i = 0; i < groups * strips; ++i) finish(call, unit, rows, all[i]);
+}
+
+}  // namespace
+
+void attend_in_tiles(const Call& call, int64_t unit, int64_t group, int64_t groups) {
+  (call.kind == Kind::kInt8 ? attend<Kind::kInt8> : attend<Kind::kBfloat16>)(call, unit, group, groups);
 }
 
 }  // namespace min_llm::paged
