@@ -165,7 +165,7 @@ void attend_as(const Call& call, int64_t unit, int64_t group) {
   }
 }
 
-void attend(const Call& call, int64_t unit, int64_t group) {
+void attend_in_float32(const Call& call, int64_t unit, int64_t group) {
   const auto attend = call.kind == Kind::kFloat32    ? attend_as<Kind::kFloat32>
                       : call.kind == Kind::kBfloat16 ? attend_as<Kind::kBfloat16>
                                                      : attend_as<Kind::kInt8>;
@@ -182,11 +182,11 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi:
   const auto shape = keys.dimensions();  // [layers, pages, page, groups, depth]
   const ffi::DataType type = keys.element_type();
   const Kind kind = type == ffi::F32 ? Kind::kFloat32 : type == ffi::BF16 ? Kind::kBfloat16 : Kind::kInt8;
-  const int64_t tokens = q.dimensions()[0], groups = shape[3], depth = shape[4], blocks = (tokens - singles) / kUnit;
+  const int64_t tokens = q.dimensions()[0], groups = shape[3], depth = shape[4];
   const int64_t heads = std::clamp<int64_t>(*layer.typed_data(), 0, shape[0] - 1) * shape[1] * shape[2] * groups;
   const int64_t skip = heads * depth * bytes_of(kind), skip_scales = kind == Kind::kInt8 ? heads : 0;
   const Call call{q.dimensions()[1], groups, depth, shape[2], tables.dimensions()[1], *window.typed_data(), singles,
-                  singles + blocks, kind, q.element_type() == ffi::F32,
+                  singles + (tokens - singles) / kUnit, kind, q.element_type() == ffi::F32,
                   static_cast<const char*>(keys.untyped_data()) + skip,
                   static_cast<const char*>(values.untyped_data()) + skip, key_scales.typed_data() + skip_scales,
                   value_scales.typed_data() + skip_scales, tables.typed_data(), row.typed_data(), index.typed_data(),
@@ -196,25 +196,14 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi:
     const Range range = seen(call, unit);
     work += (range.to - range.from) * call.tokens(unit);
   }
-  Team& team = Team::get(pool.num_threads());
-  // a single's keys are read best as they lie, all heads of a place together, where that leaves enough to share
-  const int64_t together = singles >= 4 * team.threads() ? groups : 1, apart = groups / together;
-  const auto task = [&](int64_t i) {  // blocks, which take longest, come first
-    const bool block = i < blocks * groups;
-    const int64_t unit = block ? singles + blocks - 1 - i / groups : (i - blocks * groups) / apart;
-    const int64_t group = block ? i % groups : (i - blocks * groups) % apart;
-    if (call.wide) {
-      for (int64_t g = group; g < group + (block ? 1 : together); ++g) attend(call, unit, g);
-    } else {
-      attend_in_tiles(call, unit, group, block ? 1 : together);
-    }
-  };
-  const int64_t tasks = blocks * groups + singles * apart;
   constexpr int64_t kAlone = 1 << 15;  // multiplications, some microseconds: no other thread is asked
+  const auto attend = call.wide ? attend_in_float32 : attend_in_tiles;
+  const auto task = [&](int64_t i) { attend(call, call.units - 1 - i / groups, i % groups); };  // blocks come first
+  const int64_t tasks = call.units * groups;
   if (work * call.heads * depth < kAlone) {
     for (int64_t i = 0; i < tasks; ++i) task(i);
   } else {
-    team.run(tasks, task);
+    Team::get(pool.num_threads()).run(tasks, task);
   }
   return ffi::Error::Success();
 }

@@ -75,7 +75,7 @@ inline void fetch(const char* data, int64_t size) {
   for (int64_t line = 0; line < size; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
 }
 
-// One unit and some groups, in bfloat16 tiles (paged_tiles.cc); q is bfloat16 and the pools are bfloat16 or int8.
-void attend_in_tiles(const Call& call, int64_t unit, int64_t group, int64_t groups);
+// One unit and one group, in bfloat16 tiles (paged_tiles.cc); q is bfloat16 and the pools are bfloat16 or int8.
+void attend_in_tiles(const Call& call, int64_t unit, int64_t group);
 
 }  // namespace min_llm::paged

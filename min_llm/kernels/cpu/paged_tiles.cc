@@ -31,17 +31,13 @@ inline __m512 exp2_16(__m512 x) {
 
 // Pairs of neighbours from two registers: the 16 numbers of `even` and of `odd`, rounded, side by side.
 inline __m512i paired(__m512 even, __m512 odd) {
-  static const __m512i order = [] {
-    alignas(64) uint16_t index[32];
-    for (int i = 0; i < 16; ++i) index[2 * i] = i, index[2 * i + 1] = 16 + i;
-    return _mm512_load_si512(index);
-  }();
-  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
 // Up to 16 rows of a unit and a group, one a lane.
 struct Strip {
-  int64_t group, top;        // its first row
   bf16* queries;             // Qᵀ as tiles of B: [steps of depth]
   float* sums;               // [tiles of depth][16][16]
   __m512i from, to;          // keys [from, to) are seen
@@ -57,21 +53,34 @@ struct Pass {
   float *k_scales, *v_scales; // of int8 [keys]
 };
 
-// Sᵀ [keys][16].
-void score(const Pass& pass, const bf16* queries, int64_t steps, float* scores) {
-  for (int64_t key = 0; key < pass.keys; key += 2 * kTile) {
-    const bf16* rows = pass.rows + key * steps * kStep;
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int64_t s = 0; s < steps; ++s) {
-      _tile_loadd(6, queries + s * kTileSize, 64);
-      _tile_loadd(4, rows + s * kStep, steps * kStep * 2);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, rows + (kTile * steps + s) * kStep, steps * kStep * 2);
-      _tile_dpbf16ps(1, 5, 6);
+// Sᵀ of 32 or 64 keys: [keys][16].
+template <bool kFour>
+void score(const bf16* rows, const bf16* queries, int64_t steps, float* scores) {
+  const int64_t row = steps * kStep, stride = row * 2;
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kFour) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t s = 0; s < steps; ++s, rows += kStep, queries += kTileSize) {
+    _tile_loadd(6, queries, 64);
+    _tile_loadd(4, rows, stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, rows + kTile * row, stride);
+    _tile_dpbf16ps(1, 5, 6);
+    if constexpr (kFour) {
+      _tile_loadd(4, rows + 2 * kTile * row, stride);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(5, rows + 3 * kTile * row, stride);
+      _tile_dpbf16ps(3, 5, 6);
     }
-    _tile_stored(0, scores + key * kTile, 64);
-    _tile_stored(1, scores + (key + kTile) * kTile, 64);
+  }
+  _tile_stored(0, scores, 64);
+  _tile_stored(1, scores + kCell, 64);
+  if constexpr (kFour) {
+    _tile_stored(2, scores + 2 * kCell, 64);
+    _tile_stored(3, scores + 3 * kCell, 64);
   }
 }
 
@@ -107,6 +116,7 @@ void weigh(const Pass& pass, Strip& strip, int64_t cells, float scale, const flo
   const __m512 now = _mm512_max_ps(strip.largest, _mm512_mul_ps(highest, factor));
   for (int64_t key = 0; key < pass.keys; key += kStep) {
     __m512i pairs[kTile];
+#pragma GCC unroll 16
     for (int64_t p = 0; p < kTile; ++p) {
       const float* at = scores + (key + 2 * p) * kTile;
       const __m512 even = exp2_16(_mm512_fmsub_ps(_mm512_load_ps(at), factor, now));
@@ -217,10 +227,11 @@ void copy_scales(const float* scales, const int64_t* places, Range some, float* 
   for (int64_t key = some.from; key < some.to; ++key) to[key] = scales[places[key]];
 }
 
-void begin(const Call& call, int64_t unit, int64_t rows, int64_t steps, Strip& strip) {
+// Rows of a unit and a group from `top` on.
+void begin(const Call& call, int64_t unit, int64_t group, int64_t top, int64_t rows, int64_t steps, Strip& strip) {
   alignas(64) int32_t from[kTile], to[kTile];
   for (int64_t i = 0; i < kTile; ++i) {  // lanes beyond the rows see what the last one sees; nobody reads them
-    const int64_t index = call.index[call.token_of(unit, std::min(strip.top + i, rows - 1))];
+    const int64_t index = call.index[call.token_of(unit, std::min(top + i, rows - 1))];
     from[i] = call.first_key(index), to[i] = index + 1;
   }
   strip.from = _mm512_load_si512(from), strip.to = _mm512_load_si512(to);
@@ -230,8 +241,8 @@ void begin(const Call& call, int64_t unit, int64_t rows, int64_t steps, Strip& s
   for (int64_t s = 0; s < steps; ++s) {
     __m512i r[kTile];
     for (int64_t i = 0; i < kTile; ++i) {
-      const __mmask32 mask = strip.top + i < rows ? first(call.depth - s * kStep) : 0;
-      const int64_t place = mask ? call.place_of(unit, strip.group, strip.top + i) : 0;
+      const __mmask32 mask = top + i < rows ? first(call.depth - s * kStep) : 0;
+      const int64_t place = mask ? call.place_of(unit, group, top + i) : 0;
       r[i] = load32(static_cast<const bf16*>(call.q) + place + s * kStep, false, mask);
     }
     transpose16(r);
@@ -239,15 +250,15 @@ void begin(const Call& call, int64_t unit, int64_t rows, int64_t steps, Strip& s
   }
 }
 
-void finish(const Call& call, int64_t unit, int64_t rows, const Strip& strip) {
+void finish(const Call& call, int64_t unit, int64_t group, int64_t top, int64_t rows, const Strip& strip) {
   alignas(64) float total[kTile];
   _mm512_store_ps(total, strip.total);
   // back to the order of the depth, from that of pack_values
   const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
   const __m512i eight = _mm512_set1_epi32(8);
-  for (int64_t i = 0; i < std::min(kTile, rows - strip.top); ++i) {
+  for (int64_t i = 0; i < std::min(kTile, rows - top); ++i) {
     const __m512 inverse = _mm512_set1_ps(total[i] > 0 ? 1 / total[i] : 0);
-    bf16* to = static_cast<bf16*>(call.out) + call.place_of(unit, strip.group, strip.top + i);
+    bf16* to = static_cast<bf16*>(call.out) + call.place_of(unit, group, top + i);
     for (int64_t at = 0; at < call.depth; at += kStep) {
       const float* sum = strip.sums + (at + i) * kTile;
       const __m512 x = _mm512_load_ps(sum), y = _mm512_load_ps(sum + kCell), zero = _mm512_setzero_ps();
@@ -259,26 +270,25 @@ void finish(const Call& call, int64_t unit, int64_t rows, const Strip& strip) {
 }
 
 template <Kind kKind>
-void attend(const Call& call, int64_t unit, int64_t group, int64_t groups) {
+void attend(const Call& call, int64_t unit, int64_t group) {
   const TileScope tiles;
   const int64_t depth = call.depth, rows = call.tokens(unit) * call.shared();
-  const int64_t steps = ceil_div(depth, kStep), cells = 2 * steps, strips = ceil_div(rows, kTile);
+  const int64_t steps = ceil_div(depth, kStep), cells = 2 * steps, count = ceil_div(rows, kTile);
   const float scale = 1.44269504f / std::sqrt(static_cast<float>(depth));
   const int32_t* table = call.tables + call.row[call.first_token(unit)] * call.max_pages;
+  const char *keys = call.keys + group * call.size(), *values = call.values + group * call.size();
   const Range range = seen(call, unit);
   int64_t places[kPass], next[kPass];
 
-  Strip* all = room<60, Strip>(groups * strips);
-  bf16* queries = room<61, bf16>(groups * strips * steps * kTileSize);
-  float* sums = room<62, float>(groups * strips * cells * kCell);
-  alignas(64) float scores[kPass * kTile];
+  Strip* strips = room<60, Strip>(count);
+  bf16* queries = room<61, bf16>(count * steps * kTileSize);
+  float* sums = room<62, float>(count * cells * kCell);
+  alignas(64) float scores[kPass * kTile], k_scales[kPass], v_scales[kPass];
   alignas(64) bf16 weights[kPass * kTile];
-  float k_scales[kPass], v_scales[kPass];
   Pass pass{0, 0, room<63, bf16>(kPass * steps * kStep), room<64, bf16>(kPass * steps * kStep), k_scales, v_scales};
-  for (int64_t i = 0; i < groups * strips; ++i) {
-    all[i].group = group + i / strips, all[i].top = i % strips * kTile;
-    all[i].queries = queries + i * steps * kTileSize, all[i].sums = sums + i * cells * kCell;
-    begin(call, unit, rows, steps, all[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    strips[i].queries = queries + i * steps * kTileSize, strips[i].sums = sums + i * cells * kCell;
+    begin(call, unit, group, i * kTile, rows, steps, strips[i]);
   }
 
   pass.from = range.from / kPass * kPass;
@@ -289,38 +299,34 @@ void attend(const Call& call, int64_t unit, int64_t group, int64_t groups) {
     pass.keys = ceil_div(some.to, kStep) * kStep;
     std::copy(next + some.from, next + some.to, places + some.from);
     find(call, table, pass.from + some.to, more, next);
-    for (int64_t g = group; g < group + groups; ++g) {
-      const char *keys = call.keys + g * call.size(), *values = call.values + g * call.size();
-      if (call.tokens(unit) == 1) {  // blocks find them in the cache, where the blocks before had them
-        for (int64_t key = 0; key < more; ++key) fetch(keys + next[key] * call.size(), call.size());
-        for (int64_t key = 0; key < more; ++key) fetch(values + next[key] * call.size(), call.size());
-      }
-      copy_keys<kKind>(keys, places, some, depth, steps, pass.rows);
-      pack_values<kKind>(values, places, some, pass.keys, depth, steps, pass.tiles);
-      if constexpr (kKind == Kind::kInt8) {
-        copy_scales(call.key_scales + g, places, some, k_scales);
-        copy_scales(call.value_scales + g, places, some, v_scales);
-      }
-      for (Strip* strip = all + (g - group) * strips; strip < all + (g - group + 1) * strips; ++strip) {
-        score(pass, strip->queries, steps, scores);
-        if constexpr (kKind == Kind::kInt8) scale_up(pass, scores);
-        if (pass.from < strip->from_all || pass.from + pass.keys > strip->to_all) hide(pass, *strip, scores);
-        weigh<kKind>(pass, *strip, cells, scale, scores, weights);
-        for (int64_t c = 0; c < cells; c += 4) {
-          (cells - c >= 4 ? add_values<true> : add_values<false>)(weights, pass.tiles + c * kTileSize,
-                                                                   cells * kTileSize, pass.keys / kStep,
-                                                                   strip->sums + c * kCell);
-        }
+    if (call.tokens(unit) == 1) {  // blocks find them in the cache, where the blocks before had them
+      for (int64_t key = 0; key < more; ++key) fetch(keys + next[key] * call.size(), call.size());
+      for (int64_t key = 0; key < more; ++key) fetch(values + next[key] * call.size(), call.size());
+    }
+    copy_keys<kKind>(keys, places, some, depth, steps, pass.rows);
+    pack_values<kKind>(values, places, some, pass.keys, depth, steps, pass.tiles);
+    if constexpr (kKind == Kind::kInt8) {
+      copy_scales(call.key_scales + group, places, some, k_scales);
+      copy_scales(call.value_scales + group, places, some, v_scales);
+    }
+    for (Strip* strip = strips; strip < strips + count; ++strip) {
+      (pass.keys > kStep ? score<true> : score<false>)(pass.rows, strip->queries, steps, scores);
+      if constexpr (kKind == Kind::kInt8) scale_up(pass, scores);
+      if (pass.from < strip->from_all || pass.from + pass.keys > strip->to_all) hide(pass, *strip, scores);
+      weigh<kKind>(pass, *strip, cells, scale, scores, weights);
+      for (int64_t c = 0; c < cells; c += 4) {
+        (cells - c >= 4 ? add_values<true> : add_values<false>)(weights, pass.tiles + c * kTileSize, cells * kTileSize,
+                                                                 pass.keys / kStep, strip->sums + c * kCell);
       }
     }
   }
-  for (int64_t i = 0; i < groups * strips; ++i) finish(call, unit, rows, all[i]);
+  for (int64_t i = 0; i < count; ++i) finish(call, unit, group, i * kTile, rows, strips[i]);
 }
 
 }  // namespace
 
-void attend_in_tiles(const Call& call, int64_t unit, int64_t group, int64_t groups) {
-  (call.kind == Kind::kInt8 ? attend<Kind::kInt8> : attend<Kind::kBfloat16>)(call, unit, group, groups);
+void attend_in_tiles(const Call& call, int64_t unit, int64_t group) {
+  (call.kind == Kind::kInt8 ? attend<Kind::kInt8> : attend<Kind::kBfloat16>)(call, unit, group);
 }
 
 }  // namespace min_llm::paged
