@@ -63,7 +63,7 @@ def test_attends_to_what_was_written_in_int8(monkeypatch, dtype, native):
 
 @pytest.mark.parametrize(("dtype", "share"), [("float32", 1), ("bfloat16", 1 / 2), ("int8", (6 + 4) / 24)])
 def test_a_page_takes_what_its_arrays_take(dtype, share):
-    keys, values = paged.pool(LLAMA, PAGES, SIZE, dtype)
+    keys, _ = paged.pool(LLAMA, PAGES, SIZE, dtype)
     one = [keys.values, keys.scales] if dtype == "int8" else [keys]
     bytes = 2 * sum(x.nbytes for x in one) // (1 + PAGES)
     assert paged.page_bytes(LLAMA, SIZE, dtype) == bytes

@@ -59,7 +59,7 @@ __m512 exp_of_negative(__m512 x) { return exp16(_mm512_max_ps(x, _mm512_set1_ps(
 
 // Makes weights of a query's scores of kKeys keys, [panels] `stride` apart: exp(score - largest), 0 where it does not
 // see the key. Updates the largest score and the sum of all weights; returns the factor for what was summed before.
-__m512 weigh(float* scores, int64_t stride, Range visible, float& largest, float& total) {
+float weigh(float* scores, int64_t stride, Range visible, float& largest, float& total) {
   constexpr int64_t kParts = kKeys / 16;
   __m512 score[kParts], top = _mm512_set1_ps(largest);
   __mmask16 mask[kParts];
@@ -75,9 +75,11 @@ __m512 weigh(float* scores, int64_t stride, Range visible, float& largest, float
     _mm512_store_ps(scores + j / 2 * stride + j % 2 * 16, weight);
     sum = _mm512_add_ps(sum, weight);
   }
-  const __m512 kept = exp_of_negative(_mm512_sub_ps(_mm512_set1_ps(largest), now));
+  const __m512 before = _mm512_set1_ps(largest);
   largest = _mm512_cvtss_f32(now);
-  total = total * _mm512_cvtss_f32(kept) + _mm512_reduce_add_ps(sum);
+  const bool same = largest == _mm512_cvtss_f32(before);  // most often, far from the beginning
+  const float kept = same ? 1 : _mm512_cvtss_f32(exp_of_negative(_mm512_sub_ps(before, now)));
+  total = total * kept + _mm512_reduce_add_ps(sum);
   return kept;
 }
 
@@ -131,14 +133,17 @@ void attend_as(const Call& call, int64_t unit, int64_t group) {
     for (int64_t key = first / kPanel * kPanel; key < end; key += kPanel) {
       add_product<false>(queries, depth, rows, turned + key * depth, depth, weights + key * rows);
     }
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t index = call.index[token + row / shared];
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t index = call.index[token + t];
       const Range visible{std::max<int64_t>(0, call.first_key(index) - from), index + 1 - from};
-      const __m512 kept = weigh(weights + row * kPanel, rows * kPanel, visible, largest[row], total[row]);
-      for (int64_t c = 0; c < columns; ++c) {
-        float* part = sums + (c * rows + row) * kPanel;
-        _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), kept));
-        _mm512_store_ps(part + 16, _mm512_mul_ps(_mm512_load_ps(part + 16), kept));
+      for (int64_t row = t * shared; row < (t + 1) * shared; ++row) {
+        const float kept = weigh(weights + row * kPanel, rows * kPanel, visible, largest[row], total[row]);
+        for (int64_t c = 0; kept != 1 && c < columns; ++c) {
+          float* part = sums + (c * rows + row) * kPanel;
+          const __m512 factor = _mm512_set1_ps(kept);
+          _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), factor));
+          _mm512_store_ps(part + 16, _mm512_mul_ps(_mm512_load_ps(part + 16), factor));
+        }
       }
     }
     for (int64_t panel = first / kPanel * kPanel; panel < end; panel += kPanel) {
