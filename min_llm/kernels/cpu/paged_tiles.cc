@@ -53,6 +53,21 @@ struct Pass {
   float *k_scales, *v_scales; // of int8 [keys]
 };
 
+// Keys and values of the next pass on their way into the cache. A processor waits for few lines at once, so they are
+// asked for one by one while it computes.
+struct Ahead {
+  const char *keys, *values;
+  const int64_t* places;
+  int64_t count, size;  // of keys; bytes of each
+  int64_t done = 0;
+
+  void some(int64_t n) {
+    for (; n > 0 && done < 2 * count; --n, ++done) {
+      fetch(done < count ? keys + places[done] * size : values + places[done - count] * size, size);
+    }
+  }
+};
+
 // Sᵀ of 32 or 64 keys: [keys][16].
 template <bool kFour>
 void score(const bf16* rows, const bf16* queries, int64_t steps, float* scores) {
@@ -105,7 +120,7 @@ void hide(const Pass& pass, const Strip& strip, float* scores) {
 // Scores become weights, 2^(score · scale - largest), as tiles of A: [steps of keys][16][32]; those of values in int8
 // take the values' scales along. Sums of before are scaled down where the largest score has grown.
 template <Kind kKind>
-void weigh(const Pass& pass, Strip& strip, int64_t cells, float scale, const float* scores, bf16* weights) {
+void weigh(const Pass& pass, Strip& strip, Ahead& ahead, int64_t cells, float scale, const float* scores, bf16* weights) {
   __m512 top[4], sum[4];
   for (int i = 0; i < 4; ++i) top[i] = _mm512_set1_ps(kHidden), sum[i] = _mm512_setzero_ps();
   for (int64_t key = 0; key < pass.keys; key += 4) {
@@ -118,6 +133,7 @@ void weigh(const Pass& pass, Strip& strip, int64_t cells, float scale, const flo
     __m512i pairs[kTile];
 #pragma GCC unroll 16
     for (int64_t p = 0; p < kTile; ++p) {
+      ahead.some(2);
       const float* at = scores + (key + 2 * p) * kTile;
       const __m512 even = exp2_16(_mm512_fmsub_ps(_mm512_load_ps(at), factor, now));
       const __m512 odd = exp2_16(_mm512_fmsub_ps(_mm512_load_ps(at + kTile), factor, now));
@@ -190,9 +206,10 @@ __m512i load_step(const char* from, int64_t step, __mmask32 mask) {
 
 // Keys [first, end) as rows, the others unchanged: nobody sees their scores. places: as `find` gives them.
 template <Kind kKind>
-void copy_keys(const char* keys, const int64_t* places, Range some, int64_t depth, int64_t steps, bf16* to) {
+void copy_keys(const char* keys, const int64_t* places, Range some, Ahead& ahead, int64_t depth, int64_t steps, bf16* to) {
   const __mmask32 last = first(depth - (steps - 1) * kStep);
   for (int64_t key = some.from; key < some.to; ++key) {
+    ahead.some(key % 2);
     const char* from = keys + places[key] * depth * bytes_of(kKind);
     for (int64_t s = 0; s < steps; ++s) {
       const __m512i x = load_step<kKind>(from, s, s + 1 < steps ? ~__mmask32{0} : last);
@@ -204,10 +221,11 @@ void copy_keys(const char* keys, const int64_t* places, Range some, int64_t dept
 // Values [first, end) of `keys` as tiles of B, with zeros for the others and beyond depth. Of 32 numbers of the depth,
 // the first tile has numbers 0-3, 8-11, 16-19 and 24-27, the second one the others: that order costs least.
 template <Kind kKind>
-void pack_values(const char* values, const int64_t* places, Range some, int64_t keys, int64_t depth, int64_t steps,
+void pack_values(const char* values, const int64_t* places, Range some, Ahead& ahead, int64_t keys, int64_t depth, int64_t steps,
                  bf16* to) {
   const __mmask32 last = first(depth - (steps - 1) * kStep);
   for (int64_t key = 0; key < keys; key += 2) {
+    ahead.some(1);
     const bool has_even = key >= some.from && key < some.to, has_odd = key + 1 >= some.from && key + 1 < some.to;
     const char* even = values + (has_even ? places[key] * depth * bytes_of(kKind) : 0);
     const char* odd = values + (has_odd ? places[key + 1] * depth * bytes_of(kKind) : 0);
@@ -299,12 +317,10 @@ void attend(const Call& call, int64_t unit, int64_t group) {
     pass.keys = ceil_div(some.to, kStep) * kStep;
     std::copy(next + some.from, next + some.to, places + some.from);
     find(call, table, pass.from + some.to, more, next);
-    if (call.tokens(unit) == 1) {  // blocks find them in the cache, where the blocks before had them
-      for (int64_t key = 0; key < more; ++key) fetch(keys + next[key] * call.size(), call.size());
-      for (int64_t key = 0; key < more; ++key) fetch(values + next[key] * call.size(), call.size());
-    }
-    copy_keys<kKind>(keys, places, some, depth, steps, pass.rows);
-    pack_values<kKind>(values, places, some, pass.keys, depth, steps, pass.tiles);
+    // blocks find most keys in the cache, where the blocks before had them
+    Ahead ahead{keys, values, next, call.tokens(unit) == 1 ? more : 0, call.size()};
+    copy_keys<kKind>(keys, places, some, ahead, depth, steps, pass.rows);
+    pack_values<kKind>(values, places, some, ahead, pass.keys, depth, steps, pass.tiles);
     if constexpr (kKind == Kind::kInt8) {
       copy_scales(call.key_scales + group, places, some, k_scales);
       copy_scales(call.value_scales + group, places, some, v_scales);
@@ -313,7 +329,7 @@ void attend(const Call& call, int64_t unit, int64_t group) {
       (pass.keys > kStep ? score<true> : score<false>)(pass.rows, strip->queries, steps, scores);
       if constexpr (kKind == Kind::kInt8) scale_up(pass, scores);
       if (pass.from < strip->from_all || pass.from + pass.keys > strip->to_all) hide(pass, *strip, scores);
-      weigh<kKind>(pass, *strip, cells, scale, scores, weights);
+      weigh<kKind>(pass, *strip, ahead, cells, scale, scores, weights);
       for (int64_t c = 0; c < cells; c += 4) {
         (cells - c >= 4 ? add_values<true> : add_values<false>)(weights, pass.tiles + c * kTileSize, cells * kTileSize,
                                                                  pass.keys / kStep, strip->sums + c * kCell);
