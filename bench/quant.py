@@ -7,8 +7,9 @@ one on Shakespeare in some minutes. Quality is min_llm.quant.quality on windows 
 the text that the run kept for validation, against the model in float32. Weights rounded to bfloat16 are the floor, and
 groups of two bits through the rounding of int4 the ceiling: a measure that cannot tell them apart sees nothing.
 SmolLM2's packaged weights are a Q4_1 file: they lie on a grid of 4 bits already, which int8 stays close to, while int4,
-which has no offsets, misses it by up to half a unit. A run's weights lie on none. Speed is of one product in XLA beside
-float32, at as many rows as the engine has.
+which has no offsets, misses it by up to half a unit. A run's weights lie on none. "int8 cache" is the model itself with
+keys and values as the engine's kv_dtype int8 keeps them. Speed is of one product in XLA beside float32, at as many rows
+as the engine has.
 """
 
 import argparse
@@ -28,7 +29,9 @@ import min_llm
 from bench import results
 from min_llm import models, spec
 from min_llm.data.prepare import prepare
+from min_llm.infer import paged
 from min_llm.infer.load import Loaded
+from min_llm.infer.paged import PagedCache
 from min_llm.kernels.product import product
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
@@ -40,7 +43,7 @@ from min_llm.train.run import load_config
 SMOLLM2 = "smollm2-135m-instruct"
 TEXT = results.ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 LENGTH = 256
-CEILING = "2 bits"
+CEILING, CACHE = "2 bits", "int8 cache"
 METRICS = {
     "ratio": "changed / reference", "mean_divergence": "nats", "median_divergence": "nats", "divergence_99": "nats",
     "same_top": "share of tokens", "rms_delta_p": "probability",
@@ -91,16 +94,30 @@ def changed(loaded: Loaded, methods: list[str]) -> dict[str, Any]:
     return made | {CEILING: quantize(loaded.params, described, "int4", bits=2)}
 
 
+def empty_cache(loaded: Loaded, tokens: int) -> PagedCache:
+    """For one sequence, whose length is a multiple of 16, in int8."""
+    keys, values = paged.pool(loaded.cfg, 1, tokens, "int8")
+    index = jnp.arange(tokens)
+    return PagedCache(keys, values, jnp.ones((1, 1), int), jnp.zeros_like(index), index, singles=0)
+
+
 def quality(loaded: Loaded, changed: dict[str, Any], windows: list[list[int]]) -> dict[str, Quality]:
-    """Of each changed set of parameters, one window after the other: a window's logits are 50 MB."""
+    """Of each changed set of parameters, and of the cache in int8, one window after the other: a window's logits are
+    50 MB."""
     runtime = Runtime("float32", scan=True)
-    logits = jax.jit(lambda params, batch: models.logits(params, loaded.cfg, batch, runtime)[0][0])
-    found: dict[str, list[Tokens]] = {name: [] for name in changed}
+
+    @jax.jit
+    def logits(params: Any, batch: Batch, cache: PagedCache | None = None) -> Any:
+        return models.logits(params, loaded.cfg, batch, runtime, cache)[0][0]
+
+    cases: dict[str, tuple] = {name: (params, None) for name, params in changed.items()}
+    cases[CACHE] = (loaded.params, empty_cache(loaded, len(windows[0]) - 1))
+    found: dict[str, list[Tokens]] = {name: [] for name in cases}
     for i, window in enumerate(windows):
         batch, targets = Batch(np.array([window[:-1]], np.int32)), np.array(window[1:])
         reference = logits(loaded.params, batch)
-        for name, params in changed.items():
-            found[name].append(jax.device_get(compare(reference, logits(params, batch), targets)))
+        for name, (params, cache) in cases.items():
+            found[name].append(jax.device_get(compare(reference, logits(params, batch, cache), targets)))
         print(f"window {i + 1} of {len(windows)}", file=sys.stderr)
     return {
         name: summary(Tokens(*map(np.concatenate, zip(*some, strict=True)))) for name, some in found.items()

@@ -41,6 +41,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="of an answer; 0: what fits the context")] = 0,
     seed: Annotated[int | None, typer.Option(help="of the draws; default: another one each time")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: float32 on a CPU")] = "auto",
+    kv_dtype: Annotated[str, typer.Option(help="of the key-value cache: same as dtype, or int8")] = "same",
     step: Annotated[int | None, typer.Option(help="checkpoint to use; default: the latest")] = None,
 ) -> None:
     """Chat with MODEL. Ctrl-C stops an answer, Ctrl-D ends.
@@ -71,7 +72,7 @@ def chat(
             f"{loaded.about} has no chat template, so it cannot chat; `min-llm sample` continues a text."
         )
     reporter().info(f"{loaded.about}, {loaded.cfg.family}: compiling")
-    engine = Engine(loaded, EngineConfig(max_sequences=1), release=True)
+    engine = Engine(loaded, EngineConfig(max_sequences=1, kv_dtype=kv_dtype), release=True)
     talk = Conversation(loaded, engine, sampling, system)
     if sys.stdin.isatty():
         converse(talk, Console(highlight=False, emoji=False, markup=False), platform.home() / "chat_history")

@@ -30,6 +30,9 @@ def serve(
         int, typer.Option(help="tokens the key-value cache holds; 0: 512 MiB of them")
     ] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: float32 on a CPU")] = "auto",
+    kv_dtype: Annotated[
+        str, typer.Option(help="of the key-value cache: same as dtype, or int8, about half the bytes")
+    ] = "same",
     speculate: Annotated[int, typer.Option(help="tokens to guess for each step of an answer; 0: none")] = 0,
     draft: Annotated[
         str, typer.Option(help="a smaller model that guesses; without it the prompt is looked up")
@@ -65,6 +68,7 @@ def serve(
         max_sequences=max_sequences,
         model_len=model_len,
         cache_tokens=cache_tokens,
+        kv_dtype=kv_dtype,
         speculate=speculate or (4 if draft else 0),
     )
     with mesh.use(mesh.MeshConfig(tp=tp)):

@@ -57,7 +57,7 @@ class Engine:
         self.ends = frozenset(loaded.ends)
         size = config.page_size
         longest = min(config.model_len or self.cfg.max_seq_len, self.cfg.max_seq_len)
-        per_page = paged.page_bytes(self.cfg, size, loaded.runtime.dtype)
+        per_page = paged.page_bytes(self.cfg, size, config.cache_dtype(loaded.runtime.dtype))
         total = config.cache_tokens // size or config.cache_bytes // per_page
         total = max(1, min(total, config.max_sequences * -(-longest // size)))
         self.model_len = min(longest, total * size)
@@ -90,6 +90,7 @@ class Engine:
             self.vocab,
             pages,
             (config.max_sequences, -(-self.model_len // pages.size)),
+            config.cache_dtype(loaded.runtime.dtype),
             sorted(singles),
             sorted({min(SMALLEST_CHUNK, config.chunk), config.chunk}),
             release,

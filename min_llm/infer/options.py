@@ -7,6 +7,8 @@ import dataclasses
 from min_llm.config import UserError, option
 from min_llm.kernels.attention.paged import BLOCK
 
+KV_DTYPES = ("same", "int8")  # "same": as the model computes
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -17,6 +19,9 @@ class EngineConfig:
     page_size: int = option(16, "tokens of a page of the cache")
     cache_tokens: int = option(0, "tokens that the cache holds; 0: as many as fit in cache_bytes")
     cache_bytes: int = option(2**29, "memory of the cache where cache_tokens is 0")
+    kv_dtype: str = option(
+        "same", "of the cache: same as the model computes in, or int8, about half the bytes of bfloat16"
+    )
     model_len: int = option(0, "longest prompt and answer; 0: the model's context")
     prefix_cache: bool = option(True, "keep prompts for later requests that begin alike")
     speculate: int = option(0, "tokens of an answer that are guessed for each step")
@@ -29,6 +34,12 @@ class EngineConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.chunk < BLOCK or self.chunk % BLOCK:
             raise UserError(f"chunk is {self.chunk}; it must be a multiple of {BLOCK}.")
+        if self.kv_dtype not in KV_DTYPES:
+            raise UserError(f"kv_dtype is {self.kv_dtype!r}; it must be one of {', '.join(KV_DTYPES)}.")
+
+    def cache_dtype(self, compute: str) -> str:
+        """What keys and values are kept in, where a model computes in `compute`."""
+        return compute if self.kv_dtype == "same" else self.kv_dtype
 
 
 @dataclasses.dataclass(frozen=True)

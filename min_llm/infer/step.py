@@ -25,6 +25,7 @@ from min_llm.infer.prepare import prepared
 from min_llm.infer.request import MOST_TOPS, Token
 from min_llm.infer.scheduler import BLOCK, Plan
 from min_llm.kernels import elementwise
+from min_llm.kernels.attention.paged import Pool
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
 from min_llm.nn.batch import Batch
@@ -81,8 +82,8 @@ def lay_out(plan: Plan, singles: int, chunk: int) -> tuple[Layout, list[int]]:
 def forward(
     params: Any,
     head: Any,
-    keys: Array,
-    values: Array,
+    keys: Pool,
+    values: Pool,
     tables: Int[Array, "r m"],
     places: Int[Array, "3 t"],
     sample_at: Int[Array, " s"],
@@ -91,7 +92,7 @@ def forward(
     runtime: Runtime,
     singles: int,
     vocab: int,
-) -> tuple[Float[Array, "s v"], Float[Array, "t d"], Array, Array]:
+) -> tuple[Float[Array, "s v"], Float[Array, "t d"], Pool, Pool]:
     """Logits at `sample_at`, the hidden states of all tokens, and the updated pool. places: tokens, row, index."""
     tokens, row, index = places
     cache = PagedCache(keys, values, tables, row, index, singles)
@@ -110,10 +111,10 @@ def _logits(head: Any, hidden: Float[Array, "n d"], vocab: int) -> Float[Array, 
 
 @functools.partial(jax.jit, donate_argnames=("keys", "values"))
 def copy_pages(
-    keys: Array, values: Array, source: Int[Array, " n"], target: Int[Array, " n"]
-) -> tuple[Array, Array]:
+    keys: Pool, values: Pool, source: Int[Array, " n"], target: Int[Array, " n"]
+) -> tuple[Pool, Pool]:
     """Whole pages, all read before any is written."""
-    return keys.at[:, target].set(keys[:, source]), values.at[:, target].set(values[:, source])
+    return jax.tree.map(lambda x: x.at[:, target].set(x[:, source]), (keys, values))
 
 
 project = jax.jit(_logits, static_argnames="vocab")
@@ -128,12 +129,13 @@ def score(
 
 
 class Program:
-    """A model's parameters, its pool of pages, and the compiled steps, on the mesh in use when it is made. singles,
-    chunks: the sizes that steps have. release: give the parameters' memory back as they are packed."""
+    """A model's parameters, its pool of pages, and the compiled steps, on the mesh in use when it is made. kv_dtype: of
+    the pool. singles, chunks: the sizes that steps have. release: give the parameters' memory back as they are packed.
+    """
 
     def __init__(
         self, params: Any, cfg: ModelConfig, runtime: Runtime, vocab: int, pages: Pages, tables: tuple[int, int],
-        singles: Sequence[int], chunks: Sequence[int], release: bool = False,
+        kv_dtype: str, singles: Sequence[int], chunks: Sequence[int], release: bool = False,
     ) -> None:  # fmt: skip
         if set(axes.sizes()) - {"tp"}:
             raise UserError(
@@ -146,7 +148,7 @@ class Program:
             layouts = axes.shardings(models.spec(cfg))
             params = jax.tree.map(lambda w, p: jax.device_put(w, NamedSharding(mesh, p)), params, layouts)
         self._params, self._head, self._runtime = prepared(params, cfg, runtime, release)
-        self.vocab, self._cfg, self._pages = vocab, cfg, pages
+        self.vocab, self._cfg, self._pages, self._kv_dtype = vocab, cfg, pages, kv_dtype
         self._singles, self._chunks = sorted(singles), sorted(chunks)
         self._tables = np.zeros(tables, np.int32)
         self.empty()
@@ -159,7 +161,7 @@ class Program:
     def empty(self) -> None:
         """Forget what the pages hold."""
         with self._mesh():
-            pool = paged.pool(self._cfg, self._pages.total, self._pages.size, self._runtime.dtype)
+            pool = paged.pool(self._cfg, self._pages.total, self._pages.size, self._kv_dtype)
         self._keys, self._values = pool
 
     def run(self, plan: Plan) -> tuple[Array, Array, list[int]]:

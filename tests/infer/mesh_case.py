@@ -24,12 +24,14 @@ from tests.toys import random_weights
 SIZES = {"n_layers": 2, "dim": 16, "n_heads": 8, "hidden_dim": 24, "vocab_size": 264, "max_seq_len": 64}
 
 
-def answers(tp, kv_heads):
+def answers(tp, kv_heads, kv_dtype):
     """Greedy and drawn tokens, with log-probabilities of prompts, and embeddings."""
     cfg = models.ModelConfig.from_mapping(SIZES | {"n_kv_heads": kv_heads}, "model")
     with meshes.use(meshes.MeshConfig(tp=tp)):
         loaded = Loaded("toy", cfg, random_weights(cfg), Runtime(), Bytes())
-        engine = Engine(loaded, EngineConfig(max_sequences=3, chunk=16, page_size=4, cache_tokens=72))
+        engine = Engine(
+            loaded, EngineConfig(max_sequences=3, chunk=16, page_size=4, cache_tokens=72, kv_dtype=kv_dtype)
+        )
     rng = np.random.default_rng(0)
     asked = Sampling(temperature=0, max_tokens=8, prompt_logprobs=1, logprobs=1)
     for i, n in enumerate((3, 20, 7, 33)):
@@ -55,4 +57,5 @@ def refused():
 
 
 if __name__ == "__main__":
-    print(json.dumps([[answers(tp, heads) for tp in (1, 8)] for heads in (2, 8)] + [refused()]))
+    cases = ((2, "same"), (8, "same"), (2, "int8"))
+    print(json.dumps([[answers(tp, *case) for tp in (1, 8)] for case in cases] + [refused()]))

@@ -34,6 +34,7 @@ CASES = {
 WIDE = dataclasses.replace(CASES["llama"], dim=192, head_dim=16, hidden_dim=200)
 SMALL = EngineConfig(max_sequences=3, chunk=16, page_size=4, cache_tokens=72)
 LARGE = EngineConfig(max_sequences=20, chunk=96, page_size=16, cache_tokens=2000)
+INT8 = {"kv_dtype": "int8"}
 GREEDY = Sampling(temperature=0, max_tokens=6)
 
 
@@ -138,11 +139,11 @@ Traffic.TestCase.settings = settings(max_examples=15, stateful_step_count=30, de
 test_traffic = Traffic.TestCase
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "cache"), [("float32", {}), ("bfloat16", {}), ("float32", INT8)])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5, top_p=0.9, seed=5, max_tokens=12)])
-def test_a_request_gets_the_same_tokens_alone_and_among_others(sampling, dtype):
+def test_a_request_gets_the_same_tokens_alone_and_among_others(sampling, dtype, cache):
     """Alone it decodes in 8 rows, among 15 others in 16 and 24; what comes before fills the prefix cache."""
-    one = engine("llama", LARGE, dtype)
+    one = engine("llama", dataclasses.replace(LARGE, **cache), dtype)
     mine, *others = prompts(23, *range(1, 46, 3), seed=3)
     (alone,), _ = answers(one, [(mine, sampling)])
     crowd = [(p, dataclasses.replace(sampling, max_tokens=3 + i, seed=i)) for i, p in enumerate(others)]
@@ -394,10 +395,11 @@ def logits_of(one, requests, mine):
 
 @pytest.mark.skipif(not cpu.available(), reason=f"no kernels: {cpu.unavailable()}")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", ["llama", "wide", "gpt2"])
-def test_logits_have_the_same_bits_whatever_runs_beside(case, dtype):
+@pytest.mark.parametrize(("case", "cache"), [("llama", {}), ("wide", {}), ("gpt2", {}), ("wide", INT8)])
+def test_logits_have_the_same_bits_whatever_runs_beside(case, cache, dtype):
     """Alone in 8 rows; among 15 others, whose prompts are computed in the same steps; with another prefix cached."""
-    one = engine(case, LARGE, dtype)
+    small, large = (dataclasses.replace(config, **cache) for config in (SMALL, LARGE))
+    one = engine(case, large, dtype)
     mine, *others = prompts(23, *range(1, 46, 3), seed=13)
     sampling = Sampling(temperature=1.0, seed=2, max_tokens=12)
     alone = logits_of(one, [(mine, sampling)], 0)
@@ -405,5 +407,32 @@ def test_logits_have_the_same_bits_whatever_runs_beside(case, dtype):
     together = logits_of(one, [*crowd[:9], (mine, sampling), *crowd[9:]], 9)
     assert alone.shape == (12, VOCAB) and (alone.view(np.uint32) == together.view(np.uint32)).all()
     assert (
-        logits_of(engine(case, SMALL, dtype), [(mine, sampling)], 0) == alone
+        logits_of(engine(case, small, dtype), [(mine, sampling)], 0) == alone
     ).all()  # chunks of 16, not 96
+
+
+def test_keys_and_values_in_int8_change_logits_little():
+    """And nothing else: preempted or not, from the prefix cache or not, an answer is the same."""
+    texts = prompts(3, 20, 7, 1, 25, 30)
+    asked = [(p, dataclasses.replace(GREEDY, max_tokens=12)) for p in texts]
+    small, large = (engine(config=dataclasses.replace(c, **INT8)) for c in (SMALL, LARGE))
+    found, _ = answers(small, asked)
+    assert small.statistics().preemptions > 0
+    assert [answers(large, [one])[0][0] for one in asked] == found
+    hits = large.statistics().prefix_hits
+    assert answers(large, asked[5:])[0] == found[5:] and large.statistics().prefix_hits > hits
+    forced = dataclasses.replace(GREEDY, logit_bias={65: 1000.0})  # the same tokens to both
+    plain, rounded = (logits_of(e, [(texts[4], forced)], 0) for e in (engine(), small))
+    assert 0 < (rounded - plain).std() < 0.02 * plain.std()
+
+
+def test_a_cache_of_int8_holds_more_tokens():
+    cfg, config = CASES["llama"], EngineConfig(max_sequences=99, cache_bytes=2**14, warm=False)
+    loaded = Loaded("llama", cfg, weights("llama"), Runtime(), Bytes())
+    plain, rounded = (Engine(loaded, c) for c in (config, dataclasses.replace(config, **INT8)))
+    bytes = cfg.head_dim * 4, cfg.head_dim + 4  # of a head of a token
+    assert [e.statistics().pages_total for e in (plain, rounded)] == [
+        2**14 // (2 * 16 * cfg.n_layers * cfg.n_kv_heads * n) for n in bytes
+    ]
+    with pytest.raises(UserError, match="kv_dtype is 'int4'; it must be one of same, int8"):
+        EngineConfig(kv_dtype="int4")

@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.devices, pytest.mark.newest]
 
 
 def test_a_mesh_changes_no_token(run_python):
-    """Heads cut in eight, with two key-value heads, which are repeated, and with eight, which are cut."""
+    """Heads cut in eight, with two key-value heads, which are repeated, and with eight, which are cut; in int8, too."""
     *pairs, refused = json.loads(run_python("tests.infer.mesh_case", devices=8).stdout)
     for one, got in pairs:
         assert got["compiles"] == 0

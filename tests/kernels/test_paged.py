@@ -16,24 +16,29 @@ here = pytest.mark.skipif(not cpu.available(), reason=f"no kernels: {cpu.unavail
 LAYERS, ROWS = 2, 3
 # page, pages of a sequence, H, G, D: usual; odd pages and heads; a head wider than two panels; one key-value head
 SHAPES = [(16, 13, 6, 2, 64), (7, 11, 3, 3, 20), (32, 3, 4, 2, 128), (5, 9, 4, 1, 16)]
-# shape, window, (singles, blocks), dtype
+# of the queries, whether the pools are int8
+KINDS = [("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)]
+# shape, window, (singles, blocks), kind
 CASES = [
-    (SHAPES[0], None, (3, 1), "float32"),
-    (SHAPES[0], 70, (0, 2), "bfloat16"),
-    (SHAPES[1], 1, (4, 0), "float32"),
-    (SHAPES[1], 23, (3, 1), "float32"),
-    (SHAPES[2], None, (0, 2), "float32"),
-    (SHAPES[3], None, (3, 1), "bfloat16"),
-    (SHAPES[3], 23, (0, 2), "float32"),
+    (SHAPES[0], None, (3, 1), KINDS[0]),
+    (SHAPES[0], 70, (0, 2), KINDS[1]),
+    (SHAPES[0], None, (9, 1), KINDS[3]),
+    (SHAPES[1], 1, (4, 0), KINDS[0]),
+    (SHAPES[1], 23, (3, 1), KINDS[2]),
+    (SHAPES[2], None, (0, 2), KINDS[0]),
+    (SHAPES[2], 23, (9, 0), KINDS[1]),
+    (SHAPES[3], None, (3, 1), KINDS[1]),
+    (SHAPES[3], 23, (0, 2), KINDS[3]),
 ]
 
 
 class Pool:
-    """Random sequences in pools of which everything that no token sees is NaN."""
+    """Random sequences in pools of which everything that no token sees is NaN, or an int8 times NaN."""
 
-    def __init__(self, shape, dtype, seed=0):
+    def __init__(self, shape, kind, seed=0):
         self.page, self.pages, self.heads, self.groups, self.depth = shape
-        self.dtype, self.random = dtype, np.random.default_rng(seed)
+        self.dtype, self.rounded = kind
+        self.random = np.random.default_rng(seed)
         self.keys, self.values = self.random.normal(
             size=(2, LAYERS, ROWS, self.length, self.groups, self.depth)
         )
@@ -57,11 +62,17 @@ class Pool:
             pool = np.full((LAYERS, len(order), self.page, self.groups, self.depth), np.nan)
             hidden = np.where(seen[None, :, :, None, None], content, np.nan)
             pool[:, tables] = hidden.reshape(LAYERS, ROWS, self.pages, self.page, self.groups, self.depth)
-            pools.append(jnp.asarray(pool, self.dtype))
+            pools.append(int8(pool) if self.rounded else jnp.asarray(pool, self.dtype))
         integers = (jnp.asarray(x, jnp.int32) for x in (tables, row, index))
         out = run(implementation, singles)(q, *pools, jnp.int32(layer), *integers, window)
         assert out.dtype == self.dtype
         return np.asarray(out, np.float32)
+
+
+def int8(pool):
+    scales = np.abs(pool).max(-1) / 127
+    values = np.nan_to_num(np.round(pool / scales[..., None]), nan=77).astype(np.int8)
+    return paged.Int8(jnp.asarray(values), jnp.asarray(scales, jnp.float32))
 
 
 @functools.cache
@@ -86,20 +97,20 @@ def tokens(draw, pool, singles, blocks):
 @given(st.data(), st.sampled_from(CASES))
 @settings(max_examples=40, deadline=None)
 def test_equals_the_reference_and_reads_nothing_unseen(implementation, data, case):
-    shape, window, sizes, dtype = case
-    pool = Pool(shape, dtype)
+    shape, window, sizes, kind = case
+    pool = Pool(shape, kind)
     row, index = tokens(data.draw, pool, *sizes)
     q = pool.queries(len(row))
     want = pool.call(paged.reference, q, row, index, window, sizes[0])
     got = pool.call(implementation, q, row, index, window, sizes[0])
     assert np.isfinite(want).all()
-    tolerance = 1e-5 if dtype == "float32" else 2**-7
+    tolerance = 1e-5 if pool.dtype == "float32" else 2**-7
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
     assert not got[index < 0].any()
 
 
 def test_the_reference_is_attention_over_the_keys_that_a_token_sees():
-    pool = Pool(SHAPES[1], "float32")
+    pool = Pool(SHAPES[1], KINDS[0])
     q, row, index = pool.queries(2), np.array([2, 0]), np.array([40, 3])
     got = pool.call(paged.reference, q, row, index, 5, 2)
     for t in range(2):
@@ -111,11 +122,12 @@ def test_the_reference_is_attention_over_the_keys_that_a_token_sees():
 
 
 @here
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("window", [None, 23])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_bits_are_the_same_alone_in_a_batch_and_anywhere_in_a_block(shape, window, dtype):
-    pool = Pool(shape, dtype)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("shape", "window"), [(SHAPES[0], None), (SHAPES[1], 23), (SHAPES[2], 23), (SHAPES[3], None)]
+)
+def test_the_bits_are_the_same_alone_in_a_batch_and_anywhere_in_a_block(shape, window, kind):
+    pool = Pool(shape, kind)
     n = pool.length // paged.BLOCK * paged.BLOCK
     q, places = pool.queries(n), np.arange(n)
     alone = np.concatenate([pool.call(paged.cpu, q[i : i + 1], [1], [i], window, 1) for i in range(0, n, 7)])
@@ -135,8 +147,11 @@ def test_the_bits_are_the_same_alone_in_a_batch_and_anywhere_in_a_block(shape, w
 
 
 @pytest.mark.parametrize("implementation", [paged.xla, pytest.param(paged.cpu, marks=here)])
-def test_no_program_copies_a_layer_of_the_pool(implementation):
-    pool = jax.ShapeDtypeStruct((4, 512, 16, 2, 64), jnp.float32)  # 4 MiB a layer
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_no_program_copies_a_layer_of_the_pool(implementation, dtype):
+    pool = jax.ShapeDtypeStruct((4, 4096, 16, 2, 64), dtype)  # at least 8 MiB a layer
+    if dtype == jnp.int8:
+        pool = paged.Int8(pool, jax.ShapeDtypeStruct(pool.shape[:-1], jnp.float32))
     integer = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     q = jax.ShapeDtypeStruct((20, 4, 64), jnp.float32)
     step = run(implementation, 4)
@@ -151,6 +166,6 @@ def test_best_is_the_kernel_where_it_runs(monkeypatch):
 
 
 def test_tokens_that_are_no_whole_blocks_are_refused():
-    pool = Pool(SHAPES[0], "float32")
+    pool = Pool(SHAPES[0], KINDS[0])
     with pytest.raises(ValueError, match="20 tokens are not 3 and blocks of 16"):
         pool.call(paged.cpu, pool.queries(20), np.zeros(20, int), np.zeros(20, int), None, 3)

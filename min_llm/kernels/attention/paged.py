@@ -5,7 +5,7 @@
 
 Token t belongs to sequence row[t], whose page i is tables[row[t], i]. It sees that sequence's keys at the places
 0 … index[t], with a window the last `window` of them; its own key is in the pool already. index -1 is padding: the
-result is zeros, and nothing is read for it. The pools are float32 or bfloat16, and what they hold where it is seen
+result is zeros, and nothing is read for it. The pools are float32, bfloat16 or `Int8`; what they hold where it is seen
 must be finite. layer and window may be traced. Query head h reads key-value head h // (H / G); scores are scaled by
 1 / sqrt(D), and the softmax is in float32.
 
@@ -18,6 +18,7 @@ token's result do not depend on the other tokens, on whether it comes alone or i
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Protocol
 
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from jaxtyping import Int8 as IntegerArray
 
 from min_llm.kernels import cpu as native
 
@@ -32,12 +34,29 @@ BLOCK = 16
 HIDDEN = -1e30  # finite, so that exp(HIDDEN - max) is 0 and no NaN can arise
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """A pool of numbers that are values · scales, with a scale for each head of each token, as llama.cpp and vLLM keep
+    them: who writes a token needs to know no other. Keys and values of a token take head_dim + 4 bytes a head."""
+
+    values: IntegerArray[Array, "l p page g d"]
+    scales: Float[Array, "l p page g"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+Pool = Float[Array, "l p page g d"] | Int8
+
+
 class PagedAttention(Protocol):
     def __call__(
         self,
         q: Float[Array, "t h d"],
-        keys: Float[Array, "l p page g d"],
-        values: Float[Array, "l p page g d"],
+        keys: Pool,
+        values: Pool,
         layer: Int[Array, ""],
         tables: Int[Array, "r max_pages"],
         row: Int[Array, " t"],
@@ -53,7 +72,7 @@ def best() -> PagedAttention:
 
 
 def cpu(
-    q: Array, keys: Array, values: Array, layer: Array, tables: Array, row: Array, index: Array,
+    q: Array, keys: Pool, values: Pool, layer: Array, tables: Array, row: Array, index: Array,
     window: int | Array | None, singles: int,
 ) -> Array:  # fmt: skip
     """In our kernel (kernels/cpu/paged.cc)."""
@@ -62,16 +81,19 @@ def cpu(
     given = (layer, tables, row, index, 0 if window is None else window)
     integers = (jnp.asarray(x, jnp.int32) for x in given)
     call = jax.ffi.ffi_call("min_llm_paged", jax.ShapeDtypeStruct(q.shape, q.dtype))
-    return call(q, keys, values, *integers, singles=np.int64(singles))
+    none = jnp.zeros((0,), jnp.float32)
+    pools = [(p.values, p.scales) if isinstance(p, Int8) else (p, none) for p in (keys, values)]
+    (keys, key_scales), (values, value_scales) = pools
+    return call(q, keys, values, key_scales, value_scales, *integers, singles=np.int64(singles))
 
 
 def reference(
-    q: Array, keys: Array, values: Array, layer: Array, tables: Array, row: Array, index: Array,
+    q: Array, keys: Pool, values: Pool, layer: Array, tables: Array, row: Array, index: Array,
     window: int | Array | None, singles: int,
 ) -> Array:  # fmt: skip
     """As the paper of attention writes it, for every token by itself; [T, max_pages · page, G, D] floats."""
     (t, h, d), (page, g) = q.shape, keys.shape[2:4]
-    k, v = (x[layer, tables[row]].reshape(t, -1, g, d).astype(jnp.float32) for x in (keys, values))
+    k, v = (_read(x, layer, tables[row]).reshape(t, -1, g, d) for x in (keys, values))
     scores = jnp.einsum("tgrd,tpgd->tgrp", q.reshape(t, g, h // g, d).astype(jnp.float32), k) / math.sqrt(d)
     visible = _visible(jnp.arange(tables.shape[1] * page), index, window)
     v = jnp.where(visible[..., None, None], v, 0)  # what a token does not see may be anything
@@ -81,7 +103,7 @@ def reference(
 
 
 def xla(
-    q: Array, keys: Array, values: Array, layer: Array, tables: Array, row: Array, index: Array,
+    q: Array, keys: Pool, values: Pool, layer: Array, tables: Array, row: Array, index: Array,
     window: int | Array | None, singles: int,
 ) -> Array:  # fmt: skip
     """A page at a time, as many as the longest sequence has, with an online softmax (Milakov and Gimelshein 2018)."""
@@ -96,8 +118,8 @@ def xla(
 
 def _page_by_page(
     q: Float[Array, "b s h d"],
-    keys: Array,
-    values: Array,
+    keys: Pool,
+    values: Pool,
     layer: Array,
     pages: Int[Array, "b max_pages"],
     index: Int[Array, ...],
@@ -108,7 +130,7 @@ def _page_by_page(
 
     def step(i: Array, carry: tuple) -> tuple:
         m, total, out = carry
-        k, v = (x[layer, pages[:, i]].astype(jnp.float32) for x in (keys, values))  # [b, page, g, d]
+        k, v = (_read(x, layer, pages[:, i]) for x in (keys, values))  # [b, page, g, d]
         visible = _visible(i * page + jnp.arange(page), index, window)  # [b, s, page]
         v = jnp.where(visible.any(1)[..., None, None], v, 0)  # what nobody sees may be anything
         visible = visible[:, :, None, None]
@@ -126,6 +148,13 @@ def _page_by_page(
     start = (empty + HIDDEN, empty, jnp.zeros_like(q_bsgrd))
     _, total, out = jax.lax.fori_loop(first // page, index.max() // page + 1, step, start)
     return (out / jnp.where(total == 0, 1, total)[..., None]).reshape(q.shape).astype(q.dtype)
+
+
+def _read(pool: Pool, layer: Array, pages: Int[Array, "*b"]) -> Float[Array, "*b page g d"]:
+    """Whole pages in float32."""
+    if isinstance(pool, Int8):
+        return pool.values[layer, pages].astype(jnp.float32) * pool.scales[layer, pages][..., None]
+    return pool[layer, pages].astype(jnp.float32)
 
 
 def _visible(places: Int[Array, " k"], index: Int[Array, ...], window: int | Array | None) -> Array:

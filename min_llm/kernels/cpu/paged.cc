@@ -4,79 +4,35 @@
 // query heads that share it. Keys are taken kKeys at a time, cut at multiples of kKeys counted from the sequence's
 // beginning, with an online softmax over these pieces (Milakov and Gimelshein 2018). What a query does not see adds
 // zeros, which change no bit: a query's result does not depend on the unit it comes in, or on the call.
-#include <cmath>
-
 #include "fma.h"
-#include "pool.h"
+#include "paged.h"
 #include "team.h"
-#include "vector.h"
 
-namespace min_llm {
+namespace min_llm::paged {
 namespace {
 
 constexpr int64_t kKeys = 64;
-constexpr int64_t kUnit = 16;         // tokens of a block
-constexpr float kNothing = -1e30f;    // the largest score of a query that has seen no key yet
 
-struct Call {
-  int64_t heads, groups, depth, page, max_pages, window, singles, units;  // window 0: none
-  bool wide, wide_q;          // the pools are float32; the queries and the result
-  const char *keys, *values;  // of this layer
-  const int32_t *tables, *row, *index;
-  const void* q;
-  void* out;
-
-  int64_t size() const { return depth * (wide ? 4 : 2); }  // bytes of a key of one head
-  int64_t shared() const { return heads / groups; }
-  int64_t first_token(int64_t unit) const { return unit < singles ? unit : singles + (unit - singles) * kUnit; }
-  int64_t tokens(int64_t unit) const { return unit < singles ? 1 : kUnit; }
-
-  // The first key that a query at place `index` sees.
-  int64_t first_key(int64_t index) const { return window ? std::max<int64_t>(0, index - window + 1) : 0; }
-};
-
-// The keys that some token of a unit sees: [from, to).
-struct Range {
-  int64_t from = 0, to = 0;
-};
-
-Range seen(const Call& call, int64_t unit) {
-  Range range;
-  const int32_t* index = call.index + call.first_token(unit);
-  for (int64_t i = 0; i < call.tokens(unit); ++i) {
-    if (index[i] < 0) continue;
-    const int64_t from = call.first_key(index[i]);
-    range.from = range.to == 0 ? from : std::min(range.from, from);
-    range.to = std::max<int64_t>(range.to, index[i] + 1);
-  }
-  return range;
-}
-
-template <bool kWide>
+template <Kind kKind>
 __m512 load16(const void* data, int64_t at, __mmask16 mask) {
-  if constexpr (kWide) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + at);
-  return load_bf16(static_cast<const bf16*>(data) + at, mask);
-}
-
-// Where `n` keys of a sequence, from place `from` on, begin in a layer of a pool: bytes, of its first head.
-void find(const Call& call, const int32_t* table, int64_t from, int64_t n, int64_t* to) {
-  int64_t page = from / call.page, place = from % call.page;
-  for (int64_t i = 0; i < n; ++i, ++place) {
-    if (place == call.page) ++page, place = 0;
-    to[i] = (table[page] * call.page + place) * call.groups * call.size();
-  }
+  if constexpr (kKind == Kind::kFloat32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + at);
+  if constexpr (kKind == Kind::kBfloat16) return load_bf16(static_cast<const bf16*>(data) + at, mask);
+  const __m128i x = _mm_maskz_loadu_epi8(mask, static_cast<const int8_t*>(data) + at);
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
 }
 
 // 16 keys, turned: to[number][32]. It takes a neighbour in place of those before `first` or from `end` on, whose scores
 // nobody uses.
-template <bool kWide>
-void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
+template <Kind kKind>
+void turn(const char* keys, const float* scales, const int64_t* places, int64_t first, int64_t end, int64_t depth,
+          float* to) {
   for (int64_t at = 0; at < depth; at += 16, to += 16 * kPanel) {
     __m512i r[16];
     const int64_t numbers = std::min<int64_t>(16, depth - at);
     for (int64_t i = 0; i < 16; ++i) {
-      const char* key = keys + places[std::clamp(i, first, end - 1)];
-      r[i] = _mm512_castps_si512(load16<kWide>(key, at, first16(numbers)));
+      const int64_t place = places[std::clamp(i, first, end - 1)];
+      const __m512 key = load16<kKind>(keys + place * depth * bytes_of(kKind), at, first16(numbers));
+      r[i] = _mm512_castps_si512(kKind == Kind::kInt8 ? _mm512_mul_ps(key, _mm512_set1_ps(scales[place])) : key);
     }
     transpose16(r);
     for (int64_t i = 0; i < numbers; ++i) _mm512_store_si512(to + i * kPanel, r[i]);
@@ -84,26 +40,26 @@ void turn(const char* keys, const int64_t* places, int64_t first, int64_t end, i
 }
 
 // Values [first, end) side by side: to[columns][kKeys][32], with zeros beyond depth.
-template <bool kWide>
-void gather(const char* values, const int64_t* places, int64_t first, int64_t end, int64_t depth, float* to) {
+template <Kind kKind>
+void gather(const char* values, const float* scales, const int64_t* places, int64_t first, int64_t end, int64_t depth,
+            float* to) {
   for (int64_t at = 0; at < depth; at += kPanel, to += kKeys * kPanel) {
-    const __mmask16 low = first16(depth - at), high = first16(depth - at - 16);
     for (int64_t key = first; key < end; ++key) {
-      _mm512_store_ps(to + key * kPanel, load16<kWide>(values + places[key], at, low));
-      _mm512_store_ps(to + key * kPanel + 16, load16<kWide>(values + places[key], at + 16, high));
+      const char* value = values + places[key] * depth * bytes_of(kKind);
+      for (int64_t half = 0; half < kPanel; half += 16) {
+        const __m512 x = load16<kKind>(value, at + half, first16(depth - at - half));
+        const __m512 scaled = kKind == Kind::kInt8 ? _mm512_mul_ps(x, _mm512_set1_ps(scales[places[key]])) : x;
+        _mm512_store_ps(to + key * kPanel + half, scaled);
+      }
     }
   }
-}
-
-void fetch(const char* data, int64_t size) {
-  for (int64_t line = 0; line < size; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
 }
 
 __m512 exp_of_negative(__m512 x) { return exp16(_mm512_max_ps(x, _mm512_set1_ps(-200))); }
 
 // Makes weights of a query's scores of kKeys keys, [panels] `stride` apart: exp(score - largest), 0 where it does not
 // see the key. Updates the largest score and the sum of all weights; returns the factor for what was summed before.
-__m512 weigh(float* scores, int64_t stride, Range visible, float& largest, float& total) {
+float weigh(float* scores, int64_t stride, Range visible, float& largest, float& total) {
   constexpr int64_t kParts = kKeys / 16;
   __m512 score[kParts], top = _mm512_set1_ps(largest);
   __mmask16 mask[kParts];
@@ -119,19 +75,22 @@ __m512 weigh(float* scores, int64_t stride, Range visible, float& largest, float
     _mm512_store_ps(scores + j / 2 * stride + j % 2 * 16, weight);
     sum = _mm512_add_ps(sum, weight);
   }
-  const __m512 kept = exp_of_negative(_mm512_sub_ps(_mm512_set1_ps(largest), now));
+  const __m512 before = _mm512_set1_ps(largest);
   largest = _mm512_cvtss_f32(now);
-  total = total * _mm512_cvtss_f32(kept) + _mm512_reduce_add_ps(sum);
+  const bool same = largest == _mm512_cvtss_f32(before);  // most often, far from the beginning
+  const float kept = same ? 1 : _mm512_cvtss_f32(exp_of_negative(_mm512_sub_ps(before, now)));
+  total = total * kept + _mm512_reduce_add_ps(sum);
   return kept;
 }
 
-template <bool kWide>
-void attend(const Call& call, int64_t unit, int64_t group) {
+template <Kind kKind>
+void attend_as(const Call& call, int64_t unit, int64_t group) {
   const int64_t depth = call.depth, shared = call.shared(), tokens = call.tokens(unit), token = call.first_token(unit);
   const int64_t rows = tokens * shared, columns = ceil_div(depth, kPanel);
   const Range range = seen(call, unit);
   const int32_t* table = call.tables + call.row[token] * call.max_pages;
   const char *keys = call.keys + group * call.size(), *values = call.values + group * call.size();
+  const float *key_scales = call.key_scales + group, *value_scales = call.value_scales + group;
   int64_t places[kKeys], next[kKeys];
 
   float* queries = static_cast<float*>(scratch<50>((rows * depth + 16) * sizeof(float)));  // [rows][depth], scaled
@@ -148,10 +107,10 @@ void attend(const Call& call, int64_t unit, int64_t group) {
 
   const __m512 scale = _mm512_set1_ps(1 / std::sqrt(static_cast<float>(depth)));
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t from = ((token + row / shared) * call.heads + group * shared + row % shared) * depth;
+    const int64_t from = call.place_of(unit, group, row);
     for (int64_t at = 0; at < depth; at += 16) {
       const __mmask16 mask = first16(depth - at);
-      const __m512 x = (call.wide_q ? load16<true> : load16<false>)(call.q, from + at, mask);
+      const __m512 x = (call.wide ? load16<Kind::kFloat32> : load16<Kind::kBfloat16>)(call.q, from + at, mask);
       _mm512_mask_storeu_ps(queries + row * depth + at, mask, _mm512_mul_ps(x, scale));
     }
   }
@@ -163,25 +122,28 @@ void attend(const Call& call, int64_t unit, int64_t group) {
     const int64_t end_next = std::min(kKeys, range.to - from - end);
     std::copy(next + first, next + end, places + first);
     find(call, table, from + end, end_next, next);
-    for (int64_t key = 0; key < end_next; ++key) fetch(keys + next[key], call.size());
+    for (int64_t key = 0; key < end_next; ++key) fetch(keys + next[key] * call.size(), call.size());
     for (int64_t key = first / 16 * 16; key < end; key += 16) {
       float* to = turned + key / kPanel * depth * kPanel + key % kPanel;
-      turn<kWide>(keys, places + key, first - key, std::min<int64_t>(16, end - key), depth, to);
+      turn<kKind>(keys, key_scales, places + key, first - key, std::min<int64_t>(16, end - key), depth, to);
     }
-    for (int64_t key = 0; key < end_next; ++key) fetch(values + next[key], call.size());
-    gather<kWide>(values, places, first, end, depth, straight);
+    for (int64_t key = 0; key < end_next; ++key) fetch(values + next[key] * call.size(), call.size());
+    gather<kKind>(values, value_scales, places, first, end, depth, straight);
     std::fill(weights, weights + rows * kKeys, 0.0f);
     for (int64_t key = first / kPanel * kPanel; key < end; key += kPanel) {
       add_product<false>(queries, depth, rows, turned + key * depth, depth, weights + key * rows);
     }
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t index = call.index[token + row / shared];
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t index = call.index[token + t];
       const Range visible{std::max<int64_t>(0, call.first_key(index) - from), index + 1 - from};
-      const __m512 kept = weigh(weights + row * kPanel, rows * kPanel, visible, largest[row], total[row]);
-      for (int64_t c = 0; c < columns; ++c) {
-        float* part = sums + (c * rows + row) * kPanel;
-        _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), kept));
-        _mm512_store_ps(part + 16, _mm512_mul_ps(_mm512_load_ps(part + 16), kept));
+      for (int64_t row = t * shared; row < (t + 1) * shared; ++row) {
+        const float kept = weigh(weights + row * kPanel, rows * kPanel, visible, largest[row], total[row]);
+        for (int64_t c = 0; kept != 1 && c < columns; ++c) {
+          float* part = sums + (c * rows + row) * kPanel;
+          const __m512 factor = _mm512_set1_ps(kept);
+          _mm512_store_ps(part, _mm512_mul_ps(_mm512_load_ps(part), factor));
+          _mm512_store_ps(part + 16, _mm512_mul_ps(_mm512_load_ps(part + 16), factor));
+        }
       }
     }
     for (int64_t panel = first / kPanel * kPanel; panel < end; panel += kPanel) {
@@ -195,11 +157,11 @@ void attend(const Call& call, int64_t unit, int64_t group) {
 
   for (int64_t row = 0; row < rows; ++row) {
     const __m512 inverse = _mm512_set1_ps(total[row] > 0 ? 1 / total[row] : 0);
-    const int64_t to = ((token + row / shared) * call.heads + group * shared + row % shared) * depth;
+    const int64_t to = call.place_of(unit, group, row);
     for (int64_t at = 0; at < depth; at += 16) {
       const __m512 sum = _mm512_load_ps(sums + (at / kPanel * rows + row) * kPanel + at % kPanel);
       const __m512 x = _mm512_fmadd_ps(sum, inverse, _mm512_setzero_ps());  // + 0: a zero has no sign
-      if (call.wide_q) {
+      if (call.wide) {
         _mm512_mask_storeu_ps(static_cast<float*>(call.out) + to + at, first16(depth - at), x);
       } else {
         store_bf16(static_cast<bf16*>(call.out) + to + at, x, first16(depth - at));
@@ -208,30 +170,40 @@ void attend(const Call& call, int64_t unit, int64_t group) {
   }
 }
 
-ffi::Error paged(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values,
-                 ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> tables, ffi::Buffer<ffi::S32> row,
-                 ffi::Buffer<ffi::S32> index, ffi::Buffer<ffi::S32> window, ffi::Result<ffi::AnyBuffer> out,
-                 int64_t singles) {
+void attend_in_float32(const Call& call, int64_t unit, int64_t group) {
+  const auto attend = call.kind == Kind::kFloat32    ? attend_as<Kind::kFloat32>
+                      : call.kind == Kind::kBfloat16 ? attend_as<Kind::kBfloat16>
+                                                     : attend_as<Kind::kInt8>;
+  attend(call, unit, group);
+}
+
+using Integers = ffi::Buffer<ffi::S32>;
+using Scales = ffi::Buffer<ffi::F32>;
+
+// scales [layers][pages][page][groups]: of int8; empty for others.
+ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi::AnyBuffer values, Scales key_scales,
+               Scales value_scales, Integers layer, Integers tables, Integers row, Integers index, Integers window,
+               ffi::Result<ffi::AnyBuffer> out, int64_t singles) {
   const auto shape = keys.dimensions();  // [layers, pages, page, groups, depth]
-  const bool wide = keys.element_type() == ffi::F32;
+  const ffi::DataType type = keys.element_type();
+  const Kind kind = type == ffi::F32 ? Kind::kFloat32 : type == ffi::BF16 ? Kind::kBfloat16 : Kind::kInt8;
   const int64_t tokens = q.dimensions()[0], groups = shape[3], depth = shape[4];
-  const int64_t layer_bytes = shape[1] * shape[2] * groups * depth * (wide ? 4 : 2);
-  const int64_t skip = std::clamp<int64_t>(*layer.typed_data(), 0, shape[0] - 1) * layer_bytes;
+  const int64_t heads = std::clamp<int64_t>(*layer.typed_data(), 0, shape[0] - 1) * shape[1] * shape[2] * groups;
+  const int64_t skip = heads * depth * bytes_of(kind), skip_scales = kind == Kind::kInt8 ? heads : 0;
   const Call call{q.dimensions()[1], groups, depth, shape[2], tables.dimensions()[1], *window.typed_data(), singles,
-                  singles + (tokens - singles) / kUnit, wide, q.element_type() == ffi::F32,
+                  singles + (tokens - singles) / kUnit, kind, q.element_type() == ffi::F32,
                   static_cast<const char*>(keys.untyped_data()) + skip,
-                  static_cast<const char*>(values.untyped_data()) + skip, tables.typed_data(), row.typed_data(),
-                  index.typed_data(), q.untyped_data(), out->untyped_data()};
+                  static_cast<const char*>(values.untyped_data()) + skip, key_scales.typed_data() + skip_scales,
+                  value_scales.typed_data() + skip_scales, tables.typed_data(), row.typed_data(), index.typed_data(),
+                  q.untyped_data(), out->untyped_data()};
   int64_t work = 0;  // pairs of a unit and a key
   for (int64_t unit = 0; unit < call.units; ++unit) {
     const Range range = seen(call, unit);
     work += (range.to - range.from) * call.tokens(unit);
   }
   constexpr int64_t kAlone = 1 << 15;  // multiplications, some microseconds: no other thread is asked
-  const auto task = [&](int64_t i) {
-    const int64_t unit = call.units - 1 - i / groups;  // blocks, which take longest, come first
-    (wide ? attend<true> : attend<false>)(call, unit, i % groups);
-  };
+  const auto attend = call.wide ? attend_in_float32 : attend_in_tiles;
+  const auto task = [&](int64_t i) { attend(call, call.units - 1 - i / groups, i % groups); };  // blocks come first
   const int64_t tasks = call.units * groups;
   if (work * call.heads * depth < kAlone) {
     for (int64_t i = 0; i < tasks; ++i) task(i);
@@ -242,18 +214,23 @@ ffi::Error paged(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ff
 }
 
 }  // namespace
+}  // namespace min_llm::paged
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_paged, paged,
+namespace min_llm {
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_paged, paged::run,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<paged::Scales>()
+                                  .Arg<paged::Scales>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
+                                  .Arg<paged::Integers>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("singles"));
 
