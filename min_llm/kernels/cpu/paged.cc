@@ -207,6 +207,8 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi:
   const int64_t tasks = call.units * groups;
   if (work * call.heads * depth < kAlone) {
     for (int64_t i = 0; i < tasks; ++i) task(i);
+  } else if (call.units > call.singles) {  // among products of many rows, which use the pool too (shares.h)
+    parallel(pool, tasks, task);
   } else {
     Team::get(pool.num_threads()).run(tasks, task);
   }
