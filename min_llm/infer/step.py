@@ -47,12 +47,13 @@ class Layout:
     singles: int
 
 
-def lay_out(plan: Plan, singles: int, chunk: int) -> tuple[Layout, list[int]]:
-    """The plan in `singles` rows and `chunk` places in blocks, and where each of its parts begins."""
+def lay_out(plan: Plan, singles: int, chunk: int, samples: int) -> tuple[Layout, list[int]]:
+    """The plan in `singles` rows and `chunk` places in blocks, with room for `samples` draws, and where each of its
+    parts begins."""
     size = singles + chunk
     tokens, row, index = (np.zeros(size, np.int32) for _ in range(3))
     index[:] = -1
-    sample_at, starts, samples = np.zeros(singles, np.int32), [], 0
+    sample_at, starts, drawn = np.zeros(samples, np.int32), [], 0
     at, block = 0, singles
     for parts, blocked in ((plan.singles, False), (plan.chunks, True)):
         for part in parts:
@@ -67,8 +68,8 @@ def lay_out(plan: Plan, singles: int, chunk: int) -> tuple[Layout, list[int]]:
             starts.append(first)
             if part.samples:
                 n = 1 if blocked else part.count
-                sample_at[samples : samples + n] = np.arange(end - n, end)
-                samples += n
+                sample_at[drawn : drawn + n] = np.arange(end - n, end)
+                drawn += n
             if blocked:
                 block += taken
             else:
@@ -191,24 +192,32 @@ class Program:
     def warm_up(self) -> None:
         """Compile everything, by computing padding."""
         self._copy([(TRASH, TRASH)])
-        for singles, chunk in [(n, 0) for n in self._singles] + [
-            (self._singles[-1], c) for c in self._chunks
-        ]:
-            logits, hidden = self._forward(lay_out(Plan(), singles, chunk)[0])
-            if chunk:
+        for shape in self._shapes():
+            logits, hidden = self._forward(lay_out(Plan(), *shape)[0])
+            if shape[1]:
                 for k in (1, MOST_TOPS):
                     self.score(hidden, np.zeros(hidden.shape[0], np.int32), k)
             else:
                 with self._alone():
                     drawing.warm_up(logits)
 
-    def _shape(self, plan: Plan) -> tuple[int, int]:
+    def _shapes(self) -> list[tuple[int, int, int]]:
+        """Singles, places in blocks, and draws of the steps that are compiled, smaller ones first. Prompts with nothing
+        else running have steps of their own: of 64 tokens beside 16 idle rows a fifth would be idle."""
+        most = self._singles[-1]
+        alone = [(0, chunk, most) for chunk in self._chunks]
+        return [(n, 0, n) for n in self._singles] + alone + [(most, chunk, most) for chunk in self._chunks]
+
+    def _shape(self, plan: Plan) -> tuple[int, int, int]:
         """The smallest compiled one that holds the plan."""
-        blocked = sum(-(-p.count // BLOCK) * BLOCK for p in plan.chunks)
-        if blocked:
-            return self._singles[-1], next(c for c in self._chunks if c >= blocked)
         singles = sum(p.count for p in plan.singles)
-        return next(n for n in self._singles if n >= singles), 0
+        blocked = sum(-(-p.count // BLOCK) * BLOCK for p in plan.chunks)
+        draws = singles + sum(p.samples for p in plan.chunks)
+        return next(
+            shape
+            for shape in self._shapes()
+            if shape[0] >= singles and shape[1] >= blocked and shape[2] >= draws
+        )
 
     def _forward(self, layout: Layout) -> tuple[Array, Array]:
         places = np.stack([layout.tokens, layout.row, layout.index])
