@@ -16,7 +16,7 @@ from min_llm.nn.layers import length
 from min_llm.nn.leaves import Leaf, Whole, is_leaf
 from min_llm.nn.packed import pack
 from min_llm.nn.runtime import Runtime
-from min_llm.quant.leaves import DynamicInt8
+from min_llm.quant.leaves import DynamicInt8, GroupsInt4
 from min_llm.spec import Param, leaves, map_spec
 
 READ = ("matrix", "head", "embedding")  # roles that enter products or are looked up
@@ -52,13 +52,13 @@ def prepared(
     )  # it is read from `head` alone
     spec, rest = (dataclasses.replace(tree, **without) for tree in (models.spec(cfg), params))
     outside = map_spec(lambda p, w: _prepared(p, w, runtime, release), spec, rest)
-    head = _leaf(head) if is_leaf(head) else _read(head[None], 1, runtime, True, alone=True)
+    head = _leaf(head, runtime) if is_leaf(head) else _read(head[None], 1, runtime, True, alone=True)
     return dataclasses.replace(outside, layers=tuple(stacks)), head, dataclasses.replace(runtime, scan=scan)
 
 
 def _prepared(p: Param, w: Any, runtime: Runtime, release: bool) -> Any:
     if is_leaf(w):
-        return _leaf(w)
+        return _leaf(w, runtime)
     if p.role not in READ:
         return w
     if p.role == "matrix" and "embed" in p.axes and "experts" not in p.axes and None not in p.axes:
@@ -67,8 +67,14 @@ def _prepared(p: Param, w: Any, runtime: Runtime, release: bool) -> Any:
     return w.astype(runtime.dtype)
 
 
-def _leaf(w: Any) -> Any:
-    return w.packed() if isinstance(w, DynamicInt8) and _kernels_run() else w
+def _leaf(w: Any, runtime: Runtime) -> Any:
+    """Packed where a kernel reads it: of int4 in bfloat16, groups of whole steps."""
+    if not _kernels_run():
+        return w
+    if isinstance(w, DynamicInt8):
+        return w.packed()
+    int4 = isinstance(w, GroupsInt4) and runtime.dtype == "bfloat16" and w.group % 32 == 0
+    return w.packed() if int4 else w
 
 
 def _read(w: Any, contracted: int, runtime: Runtime, release: bool, alone: bool = False) -> Any:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Int8
+from jaxtyping import Array, Float, Int, Int8, UInt8
 
 from min_llm.config import UserError
 from min_llm.kernels import cpu
@@ -45,6 +45,23 @@ def pack(w: Float[Array, "k m"], dtype: DTypeLike) -> Array:
     return tiles.reshape(*tiles.shape[:2], step * PANEL)
 
 
+def pack_int4(
+    values: Int8[Array, "k m"], scales: Float[Array, "g m"]
+) -> tuple[UInt8[Array, "panels steps 512"], Float[Array, "panels steps 32"]]:
+    """Values from -8 to 7 and the scales of their groups of 32 k, both padded with zeros.
+
+    A step of 32 k is two tiles of 16 pairs of k, each 16 bytes: byte i holds the i % 2 of the pair and columns i // 2
+    and, in the upper half, 8 + i // 2, as value + 8."""
+    k, m = values.shape
+    steps = -(-k // 32)
+    values = jnp.pad(values, ((0, -k % 32), (0, -m % PANEL))).astype(jnp.uint8) + 8 & 15
+    # [steps, pairs, 2, panels, tiles, upper, 8 columns]
+    cut = values.reshape(steps, 16, 2, -1, 2, 2, 8).transpose(3, 0, 4, 1, 5, 6, 2)
+    packed = (cut[:, :, :, :, 0] | cut[:, :, :, :, 1] << 4).reshape(cut.shape[0], steps, 512)
+    scales = jnp.pad(scales[:steps], ((0, 0), (0, -m % PANEL)))
+    return packed, scales.reshape(steps, -1, PANEL).transpose(1, 0, 2)
+
+
 def unpack(packed: Array, k: int, m: int) -> Float[Array, "k m"]:
     """The matrix that was packed, in the dtype in which it was."""
     if packed.dtype == jnp.float32:
@@ -69,16 +86,19 @@ def multiply(
     return [jnp.dot(x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(x.dtype) for w in parts]
 
 
-def multiply_int8(
+def multiply_quantized(
     x: Float[Array, "n k"],
-    matrices: Sequence[Int8[Array, "layers panels steps 2048"]],
-    scales: Sequence[Float[Array, "layers panels 32"]],
+    matrices: Sequence[Array],
+    scales: Sequence[Array],
     layer: Int[Array, ""] | int,
     columns: Sequence[int],
 ) -> list[Float[Array, "n m"]]:
-    """The same with matrices in int8 and a scale for each of their columns. Every row of x is rounded to int8 with a
-    scale of its own, products are summed in int32, and the sums multiplied by both scales in float32. Only where the
-    kernels run."""
+    """`multiply` where the kernels run, with matrices in int8 [layers, panels, steps, 2048] and a scale for each of
+    their columns [layers, panels, 32], or in stacks of `pack_int4`.
+
+    Of int8 every row of x is rounded to int8 with a scale of its own, products are summed in int32, and the sums
+    multiplied by both scales in float32. Weights of four bits are made bfloat16 as they are read.
+    """
     return _rows(x, layer, [*matrices, *scales], columns)
 
 
@@ -96,24 +116,22 @@ def gated(
     """(silu(x · gate) ∘ x · up) · down in x's dtype, for packed stacks of one dtype as in `multiply`; what lies between
     the products is rounded to x's dtype once."""
     if cpu.available():
-        call = jax.ffi.ffi_call("min_llm_gated", _like(x), vmap_method="sequential")
-        return call(x, gate, up, down, jnp.int32(layer), hidden=np.int64(hidden))
+        return _gated(x, layer, (gate, up, down), hidden)
     g, u = (y.astype(jnp.float32) for y in multiply(x, (gate, up), layer, (hidden, hidden)))
     return multiply((jax.nn.silu(g) * u).astype(x.dtype), (down,), layer, (x.shape[1],))[0]
 
 
-def _like(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def gated_int8(
+def gated_quantized(
     x: Float[Array, "n d"],
-    matrices: Sequence[Int8[Array, "layers panels steps 2048"]],
-    scales: Sequence[Float[Array, "layers panels 32"]],
+    matrices: Sequence[Array],
+    scales: Sequence[Array],
     layer: Int[Array, ""] | int,
     hidden: int,
 ) -> Float[Array, "n d"]:
-    """`gated` with the products of `multiply_int8`; matrices and scales of gate, up and down. Only where the kernels
-    run."""
-    call = jax.ffi.ffi_call("min_llm_gated_int8", _like(x), vmap_method="sequential")
-    return call(x, *matrices, *scales, jnp.int32(layer), hidden=np.int64(hidden))
+    """`gated` with the products of `multiply_quantized`; matrices and scales of gate, up and down."""
+    return _gated(x, layer, [*matrices, *scales], hidden)
+
+
+def _gated(x: Array, layer: Int[Array, ""] | int, operands: Sequence[Array], hidden: int) -> Array:
+    call = jax.ffi.ffi_call("min_llm_gated", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")
+    return call(x, jnp.int32(layer), *operands, hidden=np.int64(hidden))

@@ -13,13 +13,11 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float
 
 from min_llm import platform
-from min_llm.kernels import cpu
 from min_llm.kernels import rows as kernel
 from min_llm.kernels.product import multiply, native
-from min_llm.nn.activations import swiglu
 from min_llm.quant import rounding
 
 FP8_BOUND = 1200.0  # Llama 3 section 6.2: of the largest magnitude of a row of activations, not of its scale
@@ -94,17 +92,16 @@ class DynamicInt8(Quantized):
         return PackedInt8(pack(values), scales.reshape(len(values), -1, kernel.PANEL), self.shape)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PackedInt8:
-    """DynamicInt8 of all layers as the rows kernel reads it (nn/packed.py), with the same products, bit for bit."""
+class PackedQuantized:
+    """A quantized parameter of all layers as the rows kernel reads it (nn/packed.py)."""
 
-    panels: Int8[Array, "layers panels steps 2048"]
-    scales: Float[Array, "layers panels 32"]
+    panels: Array
+    scales: Float[Array, "layers panels ..."]
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     layer: Any = 0
 
-    def of_layer(self, layer: Any) -> PackedInt8:
+    def of_layer(self, layer: Any) -> Self:
         """See `leaves.Whole`."""
         return dataclasses.replace(self, layer=layer)
 
@@ -112,26 +109,29 @@ class PackedInt8:
         return self.products(x, [self])[0]
 
     @staticmethod
-    def products(x: Float[Array, "n k"], several: Sequence[PackedInt8]) -> list[Float[Array, "n m"]]:
+    def products(x: Float[Array, "n k"], several: Sequence[PackedQuantized]) -> list[Float[Array, "n m"]]:
         """See `leaves.Together`."""
         columns = [math.prod(w.shape) // x.shape[1] for w in several]
-        if not cpu.available():
-            return [w._unpacked(x.shape[1], m).product(x) for w, m in zip(several, columns, strict=True)]
         matrices, scales = [w.panels for w in several], [w.scales for w in several]
-        return kernel.multiply_int8(x, matrices, scales, several[0].layer, columns)
+        return kernel.multiply_quantized(x, matrices, scales, several[0].layer, columns)
 
-    def _unpacked(self, k: int, m: int) -> DynamicInt8:
-        scales = self.scales[self.layer].reshape(-1, 1)[:m]
-        return DynamicInt8(kernel.unpack(self.panels[self.layer], k, m).T, scales, self.shape)
-
-    def gated(self, x: Float[Array, "n d"], up: PackedInt8, down: PackedInt8) -> Float[Array, "n d"]:
+    def gated(self, x: Float[Array, "n d"], up: Self, down: Self) -> Float[Array, "n d"]:
         """See `gated.Gating`."""
-        if not cpu.available():
-            return down.product(swiglu(self.product(x), up.product(x)))
         parts = (self, up, down)
-        return kernel.gated_int8(
-            x, [p.panels for p in parts], [p.scales for p in parts], self.layer, self.shape[1]
-        )
+        matrices, scales = [p.panels for p in parts], [p.scales for p in parts]
+        return kernel.gated_quantized(x, matrices, scales, self.layer, self.shape[1])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedInt8(PackedQuantized):
+    """`DynamicInt8`, with the same products, bit for bit."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedInt4(PackedQuantized):
+    """`GroupsInt4`, its values rounded to bfloat16."""
 
 
 @jax.tree_util.register_dataclass
@@ -161,6 +161,20 @@ class GroupsInt4(Quantized):
 
     def product(self, x: Float[Array, "n k"]) -> Float[Array, "n m"]:
         return multiply(x, self.matrix()[:, : x.shape[1]].astype(x.dtype), tw=True)
+
+    def packed(self) -> PackedInt4:
+        """For decoding in bfloat16. One without layers becomes a stack of one."""
+
+        def pack(one: tuple[Array, Array]) -> tuple[Array, Array]:
+            values, scales = one
+            steps = self.group // 32
+            return kernel.pack_int4(rounding.unpacked(values).T, jnp.repeat(scales, steps, axis=-1).T)
+
+        values = self.values.reshape(-1, *self.values.shape[-2:])
+        panels, scales = jax.jit(lambda w: jax.lax.map(pack, w))(
+            (values, self.scales.reshape(-1, *self.scales.shape[-2:]))
+        )
+        return PackedInt4(panels, scales, self.shape)
 
 
 @jax.tree_util.register_dataclass

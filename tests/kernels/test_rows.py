@@ -141,7 +141,7 @@ def int8_parts(d, f):
 def test_a_row_of_a_gated_network_has_the_same_bits_wherever_it_stands(d, f, dtype, x_dtype):
     if dtype == "int8":
         matrices, scales = int8_parts(d, f)
-        network = lambda x: rows.gated_int8(x, matrices, scales, 0, f)
+        network = lambda x: rows.gated_quantized(x, matrices, scales, 0, f)
     else:
         matrices = [
             rows.pack(normal(*shape, seed=i) / 8, dtype)[None]
@@ -155,16 +155,50 @@ def test_a_row_of_a_gated_network_has_the_same_bits_wherever_it_stands(d, f, dty
             np.testing.assert_array_equal(bits(network(x[start : start + n])), whole[start : start + n])
 
 
+def int4_parts(k, m):
+    """A packed stack and its scales, and the matrix that they stand for in bfloat16."""
+    rng = np.random.default_rng(k)
+    values = rng.integers(-8, 8, (k, m)).astype(np.int8)
+    scales = rng.normal(size=(-(-k // 32), m)).astype(np.float32)
+    packed, panels = rows.pack_int4(values, scales)
+    matrix = values * np.repeat(scales, 32, axis=0)[:k]
+    return packed[None], panels[None], jnp.asarray(matrix).astype("bfloat16")
+
+
+@here
+@pytest.mark.parametrize("k, m", SHAPES)
+@pytest.mark.parametrize("x_dtype", DTYPES)
+def test_products_with_four_bits_are_those_of_their_matrix(k, m, x_dtype):
+    """Bit for bit those of the matrix packed in bfloat16, for every number of rows."""
+    packed, scales, matrix = int4_parts(k, m)
+    plain = rows.pack(matrix, "bfloat16")[None]
+    x = normal(300, k).astype(x_dtype)
+    for n in (1, 16, 40, 300):
+        got = rows.multiply_quantized(x[:n], [packed], [scales], 0, [m])[0]
+        np.testing.assert_array_equal(bits(got), bits(rows.multiply(x[:n], [plain], 0, [m])[0]))
+
+
+@here
+@pytest.mark.parametrize("d, f", [(77, 45), (576, 200)])
+def test_a_gated_network_of_four_bits_is_that_of_its_matrices(d, f):
+    parts = [int4_parts(*shape) for shape in ((d, f), (d, f), (f, d))]
+    plain = [rows.pack(matrix, "bfloat16")[None] for *_, matrix in parts]
+    x = normal(200, d).astype("bfloat16")
+    for n in (1, 16, 200):
+        got = rows.gated_quantized(x[:n], [p[0] for p in parts], [p[1] for p in parts], 0, f)
+        np.testing.assert_array_equal(bits(got), bits(rows.gated(x[:n], *plain, 0, f)))
+
+
 @here
 def test_a_gated_network_of_int8_is_its_products(monkeypatch):
     """With gate and up rounded to float32 alone, as the kernel has them, and the activations in between."""
     d, f = 77, 45
     matrices, scales = int8_parts(d, f)
     x = normal(40, d)
-    g, u = rows.multiply_int8(x, matrices[:2], scales[:2], 0, [f, f])
-    want = rows.multiply_int8(g / (1 + jnp.exp(-g)) * u, matrices[2:], scales[2:], 0, [d])[0]
+    g, u = rows.multiply_quantized(x, matrices[:2], scales[:2], 0, [f, f])
+    want = rows.multiply_quantized(g / (1 + jnp.exp(-g)) * u, matrices[2:], scales[2:], 0, [d])[0]
     np.testing.assert_allclose(
-        rows.gated_int8(x, matrices, scales, 0, f), want, atol=2e-3 * np.abs(want).max()
+        rows.gated_quantized(x, matrices, scales, 0, f), want, atol=2e-3 * np.abs(want).max()
     )
 
 
@@ -185,7 +219,7 @@ def digest():
             found.update(bits(rows.multiply(normal(n, 600, seed=n), [packed], 0, [900])[0]).tobytes())
     packed = rows.pack((normal(600, 900) * 30).astype("int8"), "int8")[None]
     for n in (1, 7, 64, 300):
-        y = rows.multiply_int8(normal(n, 600, seed=n), [packed], [jnp.ones((1, 29, 32))], 0, [900])[0]
+        y = rows.multiply_quantized(normal(n, 600, seed=n), [packed], [jnp.ones((1, 29, 32))], 0, [900])[0]
         found.update(bits(y).tobytes())
     return found.hexdigest()
 

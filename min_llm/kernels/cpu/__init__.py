@@ -23,7 +23,6 @@ TARGETS = (
     "min_llm_product",
     "min_llm_rows",
     "min_llm_gated",
-    "min_llm_gated_int8",
     "min_llm_paged",
     "min_llm_draw",
     "min_llm_kept",

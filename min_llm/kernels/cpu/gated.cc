@@ -37,11 +37,15 @@ template <class Kind>
 void gate_panels(const Taken& x, const Network& net, int64_t from, int64_t to, const Matrix& h) {
   typename Kind::Scope scope(x.rows);
   const int64_t size = ceil_div(x.rows, kBlock) * kCell;  // sums of a panel
-  float* sums = static_cast<float*>(scratch<41>(kMostPanels * size * sizeof(float)));
-  const Scaled scaled[2] = {{x.scales, net.gate.scales}, {x.scales, net.up.scales}};
-  for (const char* panels[kMostPanels]; from < to;) {
-    const int64_t first_panel = from, n = std::min(kMostPanels / 2, to - from);
-    for (int64_t i = 0; i < n; ++i, ++from) panels[2 * i] = net.gate.panel(from), panels[2 * i + 1] = net.up.panel(from);
+  float* sums = static_cast<float*>(scratch<41>(Kind::kMost * size * sizeof(float)));
+  const Scaled scaled[2] = {{x.scales, Kind::kScaled ? net.gate.scales : nullptr},
+                            {x.scales, Kind::kScaled ? net.up.scales : nullptr}};
+  for (const char* panels[Kind::kMost]; from < to;) {
+    const int64_t first_panel = from, n = std::min(Kind::kMost / 2, to - from);
+    for (int64_t i = 0; i < n; ++i, ++from) {
+      panels[2 * i] = Kind::ready(net.gate, from, 2 * i);
+      panels[2 * i + 1] = Kind::ready(net.up, from, 2 * i + 1);
+    }
     Kind::multiply(x, net.gate, panels, 2 * n, sums, [&](int64_t i, int64_t row, float* block) {
       const int64_t column = (first_panel + i / 2) * kPanel, rows = std::min(kBlock, x.rows - row);
       scaled[i % 2].apply(block, row, column, rows);
@@ -82,32 +86,19 @@ void run(ffi::ThreadPool& pool, const Source& x, const Network& net, const Matri
   }
 }
 
-template <class Kind>
-ffi::Error gated_of(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& gate, const ffi::AnyBuffer& up,
-                    const ffi::AnyBuffer& down, const float* const scales[3], int64_t hidden, int64_t layer,
-                    ffi::Result<ffi::AnyBuffer>& y) {
+// operands: packed stacks G, U and D of all layers, of which only those of `layer` are read, and their scales. hidden:
+// columns of G and U.
+ffi::Error gated(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::RemainingArgs operands,
+                 ffi::Result<ffi::AnyBuffer> y, int64_t hidden) {
   const Source source = min_llm::source_of(x);
-  const Network net{weights_of<Kind>(gate, source.k, layer, scales[0]), weights_of<Kind>(up, source.k, layer, scales[1]),
-                    weights_of<Kind>(down, hidden, layer, scales[2])};
-  run<Kind>(pool, source, net, matrix_of(y));
-  return ffi::Error::Success();
-}
-
-// gate, up, down: the packed matrices of all layers; only those of `layer` are read. hidden: columns of G and U.
-ffi::Error gated(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gate, ffi::AnyBuffer up, ffi::AnyBuffer down,
-                 ffi::Buffer<ffi::S32> layer, ffi::Result<ffi::AnyBuffer> y, int64_t hidden) {
-  const float* const none[3] = {};
-  const auto of = gate.element_type() == ffi::F32 ? gated_of<Float32> : gated_of<Bfloat16>;
-  return of(pool, x, gate, up, down, none, hidden, *layer.typed_data(), y);
-}
-
-using Scales = ffi::Buffer<ffi::F32>;
-
-ffi::Error gated_of_int8(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gate, ffi::AnyBuffer up,
-                         ffi::AnyBuffer down, Scales of_gate, Scales of_up, Scales of_down,
-                         ffi::Buffer<ffi::S32> layer, ffi::Result<ffi::AnyBuffer> y, int64_t hidden) {
-  const float* const scales[3] = {of_gate.typed_data(), of_up.typed_data(), of_down.typed_data()};
-  return gated_of<Int8>(pool, x, gate, up, down, scales, hidden, *layer.typed_data(), y);
+  return for_kind(operands, [&](auto kind) {
+    using Kind = decltype(kind);
+    const auto part = [&](size_t i, int64_t k) {
+      return weights_of<Kind>(*operands.get<ffi::AnyBuffer>(i), k, *layer.typed_data(), scales_of(operands, 3, i));
+    };
+    run<Kind>(pool, source, {part(0, source.k), part(1, source.k), part(2, hidden)}, matrix_of(y));
+    return ffi::Error::Success();
+  });
 }
 
 }  // namespace
@@ -116,24 +107,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_gated, gated,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("hidden"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(min_llm_gated_int8, gated_of_int8,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Scales>()
-                                  .Arg<Scales>()
-                                  .Arg<Scales>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("hidden"));
 

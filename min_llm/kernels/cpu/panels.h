@@ -15,14 +15,13 @@
 
 namespace min_llm {
 
-constexpr int64_t kMostPanels = 8;           // that are multiplied together
 constexpr int64_t kCell = kBlock * kBlock;  // sums of 32 rows of a panel
 
 // A matrix packed for products: one layer's.
 struct Weights {
   const char* data;
   int64_t k, panels, panel_bytes;
-  const float* scales = nullptr;  // int8: of the columns, [panels][32]
+  const float* scales = nullptr;  // of quantized ones: [panels], and within them as the kind has it
 
   const char* panel(int64_t p) const { return data + p * panel_bytes; }
 };
@@ -59,7 +58,13 @@ struct Float32 {
   static constexpr int64_t kUnit = 8;     // rows that are best kept together
   static constexpr int64_t kSpeed = 75;   // products in a nanosecond, of one thread
 
-  static Weights weights(const char* data, int64_t k, int64_t panels) { return {data, k, panels, k * kPanel * 4}; }
+  static constexpr int64_t kMost = 8;     // panels that are multiplied together
+  static constexpr int64_t kPace = 24;    // bytes of W in a nanosecond, likewise
+  static constexpr bool kScaled = false;  // whether sums are integers, and scaled
+
+  static int64_t panel_bytes(int64_t k) { return k * kPanel * 4; }
+  static int64_t panel_scales(int64_t) { return 0; }
+  static const char* ready(const Weights& w, int64_t p, int64_t) { return w.panel(p); }
   static bool takes(const Source& s) { return s.x.wide && (s.rows <= 8 || spread(s.x.stride * 4)); }
   static int64_t stride(int64_t k) { return spread_stride(k * 4); }
 
@@ -121,18 +126,20 @@ struct Tiles {
   static constexpr int64_t kDeep = 16;  // steps of a pass
   static constexpr int64_t kUnit = kTile;
   static constexpr int64_t kSpeed = kIntegers ? 800 : 400;
+  static constexpr int64_t kMost = 8;
+  static constexpr int64_t kPace = 24;
+  static constexpr bool kScaled = kIntegers;
   static constexpr int64_t kNumbers = kIntegers ? 64 : 32;  // k of a step
 
-  static Weights weights(const char* data, int64_t k, int64_t panels) {
-    return {data, k, panels, ceil_div(k, kNumbers) * 4 * kTileSize};
-  }
-
+  static int64_t panel_bytes(int64_t k) { return ceil_div(k, kNumbers) * 4 * kTileSize; }
+  static int64_t panel_scales(int64_t) { return kIntegers ? kPanel : 0; }
+  static const char* ready(const Weights& w, int64_t p, int64_t) { return w.panel(p); }
   static int64_t stride(int64_t k) { return spread_stride(ceil_div(k, kNumbers) * 64); }
 
   template <class Finish>
   static void multiply(const Taken& x, const Weights& w, const char* const* panels, int64_t n, float* sums,
                        const Finish& finish) {
-    const int64_t strips = ceil_div(x.rows, kBlock), all = w.panel_bytes / (4 * kTileSize);
+    const int64_t strips = ceil_div(x.rows, kBlock), all = ceil_div(w.k, kNumbers);
     const int64_t steps = x.rows <= kTile ? all : ceil_div(all, ceil_div(all, kDeep));
     decltype(finish(0, 0, sums)) write{};
     for (int64_t from = 0; from < all; from += steps) {
@@ -199,6 +206,43 @@ struct Int8 : Tiles<true> {
   }
 };
 
+// Four bits with a scale for 32 k of a column, made bfloat16 a panel at a time on the way into the cache: what reads
+// W is then a quarter as long, and activations stay as they are.
+struct Int4 : Bfloat16 {
+  static constexpr int64_t kMost = 2;
+  static constexpr int64_t kPace = 8;
+  static constexpr int64_t kBytes = 512;  // of a step of 32 k
+
+  static int64_t panel_bytes(int64_t k) { return ceil_div(k, kStep) * kBytes; }
+  static int64_t panel_scales(int64_t k) { return ceil_div(k, kStep) * kPanel; }
+
+  // [tile][16 pairs of k][16 bytes]: byte i holds k i % 2 of columns i / 2 and, above it, 8 + i / 2; 8 is 0.
+  static const char* ready(const Weights& w, int64_t p, int64_t slot) {
+    const int64_t steps = ceil_div(w.k, kStep);
+    bf16* space = static_cast<bf16*>(scratch<45>(kMost * steps * 2 * kTileSize * sizeof(bf16)));
+    bf16* const start = space + slot * steps * 2 * kTileSize;
+    bf16* to = start;
+    const char* from = w.panel(p);
+    const float* scales = w.scales + p * panel_scales(w.k);
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    const __m512 zero = _mm512_set1_ps(-8);
+    for (int64_t half = 0; half < 2 * steps; ++half, scales += kTile) {
+      const __m512 of_columns = _mm512_loadu_ps(scales);
+      const __m512 low = _mm512_permutexvar_ps(twice, of_columns);
+      const __m512 high = _mm512_permutexvar_ps(_mm512_add_epi32(twice, _mm512_set1_epi32(8)), of_columns);
+      const __m512 low_zero = _mm512_mul_ps(low, zero), high_zero = _mm512_mul_ps(high, zero);
+      for (int64_t pair = 0; pair < kTile; ++pair, from += 16, to += kStep) {
+        const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        const __m512 a = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+        const __m512 b = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
+        const __m512 x = _mm512_fmadd_ps(a, low, low_zero), y = _mm512_fmadd_ps(b, high, high_zero);
+        _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(y, x));
+      }
+    }
+    return reinterpret_cast<const char*>(start);
+  }
+};
+
 // --- what finished blocks become
 
 // A row-major matrix of float32 or bfloat16, of `columns` columns.
@@ -232,11 +276,11 @@ struct Scaled {
 template <class Kind>
 void multiply_panels(const Taken& x, const Weights& w, int64_t from, int64_t to, const Matrix& y) {
   typename Kind::Scope scope(x.rows);
-  float* sums = static_cast<float*>(scratch<41>(kMostPanels * ceil_div(x.rows, kBlock) * kCell * sizeof(float)));
-  const Scaled scaled{x.scales, w.scales};
-  for (const char* panels[kMostPanels]; from < to;) {
-    const int64_t first_panel = from, n = std::min(kMostPanels, to - from);
-    for (int64_t i = 0; i < n; ++i) panels[i] = w.panel(from++);
+  float* sums = static_cast<float*>(scratch<41>(Kind::kMost * ceil_div(x.rows, kBlock) * kCell * sizeof(float)));
+  const Scaled scaled{x.scales, Kind::kScaled ? w.scales : nullptr};
+  for (const char* panels[Kind::kMost]; from < to;) {
+    const int64_t first_panel = from, n = std::min(Kind::kMost, to - from);
+    for (int64_t i = 0; i < n; ++i) panels[i] = Kind::ready(w, from++, i);
     Kind::multiply(x, w, panels, n, sums, [&](int64_t i, int64_t row, float* block) {
       const int64_t column = (first_panel + i) * kPanel, rows = std::min(kBlock, x.rows - row);
       scaled.apply(block, row, column, rows);

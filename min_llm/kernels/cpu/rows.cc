@@ -33,30 +33,22 @@ void multiply_rows(ffi::ThreadPool& pool, const Source& x, const std::vector<Pro
   }
 }
 
-// matrices: the packed stacks of all layers, of which only those of `layer` are read, and after them, of int8, the
-// scales, [layers][panels][32].
-template <class Kind>
-ffi::Error run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, int64_t layer, ffi::RemainingArgs& matrices,
-               ffi::RemainingRets& results) {
-  const Source source = source_of(x);
-  std::vector<Product> products;
-  for (size_t i = 0; i < results.size(); ++i) {
-    const float* scales = nullptr;
-    if (matrices.size() > results.size()) {
-      scales = matrices.get<ffi::Buffer<ffi::F32>>(results.size() + i)->typed_data();
-    }
-    ffi::Result<ffi::AnyBuffer> y = *results.get<ffi::AnyBuffer>(i);
-    products.push_back({weights_of<Kind>(*matrices.get<ffi::AnyBuffer>(i), source.k, layer, scales), matrix_of(y)});
-  }
-  multiply_rows<Kind>(pool, source, products);
-  return ffi::Error::Success();
-}
-
-ffi::Error rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::RemainingArgs matrices,
+// operands: packed stacks of all layers, of which only the matrices of `layer` are read, and their scales.
+ffi::Error rows(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Buffer<ffi::S32> layer, ffi::RemainingArgs operands,
                 ffi::RemainingRets results) {
-  const ffi::DataType kind = matrices.get<ffi::AnyBuffer>(0)->element_type();
-  const auto of = kind == ffi::F32 ? run<Float32> : kind == ffi::BF16 ? run<Bfloat16> : run<Int8>;
-  return of(pool, x, *layer.typed_data(), matrices, results);
+  const Source source = source_of(x);
+  return for_kind(operands, [&](auto kind) {
+    using Kind = decltype(kind);
+    std::vector<Product> products;
+    for (size_t i = 0; i < results.size(); ++i) {
+      ffi::Result<ffi::AnyBuffer> y = *results.get<ffi::AnyBuffer>(i);
+      products.push_back({weights_of<Kind>(*operands.get<ffi::AnyBuffer>(i), source.k, *layer.typed_data(),
+                                           scales_of(operands, results.size(), i)),
+                          matrix_of(y)});
+    }
+    multiply_rows<Kind>(pool, source, products);
+    return ffi::Error::Success();
+  });
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ class Workers {
 template <class Kind>
 int64_t cost(int64_t rows, const Weights& w, int64_t matrices = 1) {
   const int64_t bytes = w.panels * w.panel_bytes, products = rows * w.k * w.panels * kPanel;
-  return matrices * std::max(bytes / 24, products / Kind::kSpeed);
+  return matrices * std::max(bytes / Kind::kPace, products / Kind::kSpeed);
 }
 
 // Whether rows are shared out, not panels: they are many enough that reading W in every thread does not count.
@@ -93,14 +93,28 @@ inline Matrix matrix_of(ffi::Result<ffi::AnyBuffer>& y) {
   return {static_cast<char*>(y->untyped_data()), columns, columns, y->element_type() == ffi::F32};
 }
 
-// The matrix of `layer` in a packed stack; scales: of int8, [layers][panels][32].
+// The matrix of `layer` in a packed stack, with its scales if it is quantized.
 template <class Kind>
-Weights weights_of(const ffi::AnyBuffer& w, int64_t k, int64_t layer, const float* scales = nullptr) {
-  const int64_t panels = w.dimensions()[1];
-  Weights all = Kind::weights(static_cast<const char*>(w.untyped_data()), k, panels);
-  all.data += layer * panels * all.panel_bytes;
-  if (scales != nullptr) all.scales = scales + layer * panels * kPanel;
-  return all;
+Weights weights_of(const ffi::AnyBuffer& w, int64_t k, int64_t layer, const float* scales) {
+  const int64_t panels = w.dimensions()[1], bytes = Kind::panel_bytes(k), skipped = layer * panels;
+  const char* data = static_cast<const char*>(w.untyped_data()) + skipped * bytes;
+  return {data, k, panels, bytes, scales == nullptr ? nullptr : scales + skipped * Kind::panel_scales(k)};
+}
+
+// Operands of a call: packed stacks, and after them their scales if they are quantized.
+inline const float* scales_of(const ffi::RemainingArgs& operands, size_t matrices, size_t i) {
+  return operands.size() == matrices ? nullptr : operands.get<ffi::Buffer<ffi::F32>>(matrices + i)->typed_data();
+}
+
+// f(kind of the weights).
+template <class F>
+ffi::Error for_kind(const ffi::RemainingArgs& operands, const F& f) {
+  switch (operands.get<ffi::AnyBuffer>(0)->element_type()) {
+    case ffi::F32: return f(Float32{});
+    case ffi::BF16: return f(Bfloat16{});
+    case ffi::S8: return f(Int8{});
+    default: return f(Int4{});
+  }
 }
 
 }  // namespace min_llm
