@@ -4,6 +4,8 @@
 // query heads that share it. Keys are taken kKeys at a time, cut at multiples of kKeys counted from the sequence's
 // beginning, with an online softmax over these pieces (Milakov and Gimelshein 2018). What a query does not see adds
 // zeros, which change no bit: a query's result does not depend on the unit it comes in, or on the call.
+//
+// Here in float32; queries in bfloat16 go to paged_tiles.cc, which rounds otherwise and keeps the same promise.
 #include "fma.h"
 #include "paged.h"
 #include "team.h"

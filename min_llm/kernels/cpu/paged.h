@@ -70,7 +70,7 @@ inline void find(const Call& call, const int32_t* table, int64_t from, int64_t n
   }
 }
 
-// Makes room for the next keys in the second-level cache.
+// Asks for memory in the second-level cache.
 inline void fetch(const char* data, int64_t size) {
   for (int64_t line = 0; line < size; line += 64) _mm_prefetch(data + line, _MM_HINT_T1);
 }

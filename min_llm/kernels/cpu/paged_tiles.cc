@@ -9,8 +9,8 @@
 namespace min_llm::paged {
 namespace {
 
-constexpr int64_t kPass = 64;           // keys whose scores are held at once
-constexpr float kHidden = -3e38f;        // a score that is not seen, less than kNothing
+constexpr int64_t kPass = 64;             // keys whose scores are held at once; more, and the first-level cache is full
+constexpr float kHidden = -3e38f;         // a score that is not seen, less than kNothing
 constexpr int64_t kCell = kTile * kTile;  // numbers of a tile of C
 
 template <int kTag, class T>
@@ -47,10 +47,10 @@ struct Strip {
 
 // Keys of one group that are held at once.
 struct Pass {
-  int64_t from, keys;         // the first place; how many, in whole steps of 32
-  bf16* rows;                 // K [keys][depth, padded to steps of 32]
-  bf16* tiles;                // V as tiles of B: [steps of keys][tiles of depth]
-  float *k_scales, *v_scales; // of int8 [keys]
+  int64_t from, keys;          // the first place; how many, in whole steps of 32
+  bf16* rows;                  // K [keys][depth, padded to steps of 32]
+  bf16* tiles;                 // V as tiles of B: [steps of keys][tiles of depth]
+  float *k_scales, *v_scales;  // of int8 [keys]
 };
 
 // Keys and values of the next pass on their way into the cache. A processor waits for few lines at once, so they are
@@ -110,8 +110,8 @@ void scale_up(const Pass& pass, float* scores) {
 void hide(const Pass& pass, const Strip& strip, float* scores) {
   for (int64_t key = 0; key < pass.keys; ++key) {
     const __m512i place = _mm512_set1_epi32(pass.from + key);
-    const __mmask16 seen =
-        _mm512_cmp_epi32_mask(place, strip.from, _MM_CMPINT_NLT) & _mm512_cmp_epi32_mask(place, strip.to, _MM_CMPINT_LT);
+    const __mmask16 seen = _mm512_cmp_epi32_mask(place, strip.from, _MM_CMPINT_NLT) &
+                           _mm512_cmp_epi32_mask(place, strip.to, _MM_CMPINT_LT);
     const __m512 x = _mm512_load_ps(scores + key * kTile);
     _mm512_store_ps(scores + key * kTile, _mm512_mask_mov_ps(_mm512_set1_ps(kHidden), seen, x));
   }
@@ -120,7 +120,8 @@ void hide(const Pass& pass, const Strip& strip, float* scores) {
 // Scores become weights, 2^(score · scale - largest), as tiles of A: [steps of keys][16][32]; those of values in int8
 // take the values' scales along. Sums of before are scaled down where the largest score has grown.
 template <Kind kKind>
-void weigh(const Pass& pass, Strip& strip, Ahead& ahead, int64_t cells, float scale, const float* scores, bf16* weights) {
+void weigh(const Pass& pass, Strip& strip, Ahead& ahead, int64_t cells, float scale, const float* scores,
+           bf16* weights) {
   __m512 top[4], sum[4];
   for (int i = 0; i < 4; ++i) top[i] = _mm512_set1_ps(kHidden), sum[i] = _mm512_setzero_ps();
   for (int64_t key = 0; key < pass.keys; key += 4) {
@@ -141,7 +142,8 @@ void weigh(const Pass& pass, Strip& strip, Ahead& ahead, int64_t cells, float sc
       sum[2 + p % 2] = _mm512_add_ps(sum[2 + p % 2], odd);
       if constexpr (kKind == Kind::kInt8) {
         const float* scales = pass.v_scales + key + 2 * p;
-        pairs[p] = paired(_mm512_mul_ps(even, _mm512_set1_ps(scales[0])), _mm512_mul_ps(odd, _mm512_set1_ps(scales[1])));
+        const __m512 of_even = _mm512_set1_ps(scales[0]), of_odd = _mm512_set1_ps(scales[1]);
+        pairs[p] = paired(_mm512_mul_ps(even, of_even), _mm512_mul_ps(odd, of_odd));
       } else {
         pairs[p] = paired(even, odd);
       }
@@ -204,9 +206,10 @@ __m512i load_step(const char* from, int64_t step, __mmask32 mask) {
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
-// Keys [first, end) as rows, the others unchanged: nobody sees their scores. places: as `find` gives them.
+// Some of a pass's keys as rows, the others unchanged: nobody sees their scores. places: as `find` gives them.
 template <Kind kKind>
-void copy_keys(const char* keys, const int64_t* places, Range some, Ahead& ahead, int64_t depth, int64_t steps, bf16* to) {
+void copy_keys(const char* keys, const int64_t* places, Range some, Ahead& ahead, int64_t depth, int64_t steps,
+               bf16* to) {
   const __mmask32 last = first(depth - (steps - 1) * kStep);
   for (int64_t key = some.from; key < some.to; ++key) {
     ahead.some(key % 2);
@@ -218,11 +221,11 @@ void copy_keys(const char* keys, const int64_t* places, Range some, Ahead& ahead
   }
 }
 
-// Values [first, end) of `keys` as tiles of B, with zeros for the others and beyond depth. Of 32 numbers of the depth,
-// the first tile has numbers 0-3, 8-11, 16-19 and 24-27, the second one the others: that order costs least.
+// Some of a pass's values as tiles of B, with zeros for the others and beyond depth. Of 32 numbers of the depth, the
+// first tile has numbers 0-3, 8-11, 16-19 and 24-27, the second one the others: that order costs least.
 template <Kind kKind>
-void pack_values(const char* values, const int64_t* places, Range some, Ahead& ahead, int64_t keys, int64_t depth, int64_t steps,
-                 bf16* to) {
+void pack_values(const char* values, const int64_t* places, Range some, Ahead& ahead, int64_t keys, int64_t depth,
+                 int64_t steps, bf16* to) {
   const __mmask32 last = first(depth - (steps - 1) * kStep);
   for (int64_t key = 0; key < keys; key += 2) {
     ahead.some(1);
