@@ -71,10 +71,9 @@ class Adapted:
 
         return jax.lax.fori_loop(0, (used != NONE).sum(), step, multiply(x, self.base))
 
-
     def gated(self, x: Float[Array, "n d"], up: Adapted, down: Adapted) -> Float[Array, "n d"]:
-        """See `gated.Gating`. Rows whose adapter changes one of the three matrices get their network product by product.
-        The others get it as without adapters, in one call, whose bits are its own."""
+        """See `gated.Gating`. Rows whose adapter changes one of the three matrices get their network product by
+        product, the others in one call, as without adapters: it rounds otherwise, and their bits must not change."""
 
         def plain() -> Array:
             return gated(x[None], self.base, up.base, down.base)[0]
