@@ -21,7 +21,7 @@ env:  ## .venv: the newest suitable Python, min_llm and its development tools
 env-oldest:  ## .venv-oldest: Python 3.11 with JAX 0.10.2, the oldest supported pair
 	@$(ENV) oldest
 
-env-peers:  ## .venv-peers: torch (CPU), transformers, llama.cpp and lm-eval, to compare with
+env-peers:  ## .venv-peers: torch (CPU), transformers, peft, llama.cpp and lm-eval, to compare with
 	@$(ENV) peers
 
 demo: env  ## train a small Llama 3 on Shakespeare (about three minutes on two cores)

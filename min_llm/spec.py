@@ -47,6 +47,19 @@ class Param:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def inputs(self) -> int:
+        """Of a matrix of a layer: how many of its dimensions, "layers" aside, meet the activations. What is not read
+        from the residual stream is written to it."""
+        axes = [axis for axis in self.axes if axis != "layers"]
+        return 1 if axes[0] == "embed" else len(axes) - 1
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Its sizes in one layer as products have it: the `inputs` joined, and the others."""
+        shape = self.shape[1:] if "layers" in self.axes else self.shape
+        return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
+
 
 def is_param(x: Any) -> bool:
     return isinstance(x, Param)

@@ -14,7 +14,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "numpy", "xllamacpp", "compressed-tensors"):
+    for name in ("torch", "transformers", "numpy", "xllamacpp", "compressed-tensors", "peft"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -115,6 +115,20 @@ def read_compressed(**request: Any) -> dict[str, Any]:
     return read(**request)
 
 
+def make_adapter(**request: Any) -> None:
+    """model, config, folder, seed: peers.adapters.make."""
+    from peers.adapters import make
+
+    make(**request)
+
+
+def adapter_logits(**request: Any) -> Any:
+    """model, folder, tokens: peers.adapters.logits."""
+    from peers.adapters import logits
+
+    return logits(**request)
+
+
 def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
     """checkout, text, seed: peers.nanogpt.train_and_score on `threads` threads."""
     import torch
@@ -152,5 +166,5 @@ def continuation(**request: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     operations = (versions, llama, mixtral, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
-    folders = (make_folder, folder_logits, make_compressed, read_compressed)
+    folders = (make_folder, folder_logits, make_compressed, read_compressed, make_adapter, adapter_logits)
     serve({f.__name__: f for f in (*operations, *folders, load, generate, continuation)})

@@ -42,6 +42,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="of the draws; default: another one each time")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto: float32 on a CPU")] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="of the key-value cache: same as dtype, or int8")] = "same",
+    lora: Annotated[str, typer.Option(help="folder of an adapter in peft's form")] = "",
     step: Annotated[int | None, typer.Option(help="checkpoint to use; default: the latest")] = None,
 ) -> None:
     """Chat with MODEL. Ctrl-C stops an answer, Ctrl-D ends.
@@ -66,7 +67,7 @@ def chat(
     )
     platform.use_compilation_cache()
     cpu.keep_blocks()  # weights in huge pages are read a tenth faster
-    loaded = load(model, step, build(RuntimeConfig, {"dtype": dtype}, "runtime"))
+    loaded = load(model, step, build(RuntimeConfig, {"dtype": dtype}, "runtime"), lora or None)
     if loaded.template is None:
         raise UserError(
             f"{loaded.about} has no chat template, so it cannot chat; `min-llm sample` continues a text."

@@ -37,6 +37,17 @@ def serve(
     draft: Annotated[
         str, typer.Option(help="a smaller model that guesses; without it the prompt is looked up")
     ] = "",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER: an adapter in peft's form that clients call NAME; again for more"),
+    ] = None,
+    lora_updates: Annotated[
+        bool, typer.Option("--lora-updates", help="clients may load adapters from this machine's disk")
+    ] = False,
+    max_loras: Annotated[
+        int, typer.Option(help="adapters at once; 0: those of --lora, with --lora-updates 4 more")
+    ] = 0,
+    max_lora_rank: Annotated[int, typer.Option(help="the largest rank of an adapter")] = 16,
     tp: Annotated[int, typer.Option(help="devices that share every layer (tensor parallelism)")] = 1,
     max_queue: Annotated[int, typer.Option(help="answers that may wait to begin; others are refused")] = 256,
     drain: Annotated[float, typer.Option(help="seconds that running answers have after SIGTERM")] = 30.0,
@@ -45,6 +56,7 @@ def serve(
     """Serve MODEL through OpenAI's API until SIGTERM or Ctrl-C."""
     from min_llm import platform
     from min_llm.config import build
+    from min_llm.formats import peft
     from min_llm.infer.engine import Engine
     from min_llm.infer.load import load
     from min_llm.infer.options import EngineConfig
@@ -56,13 +68,18 @@ def serve(
     from min_llm.serve.server import Server, listen
     from min_llm.serve.service import Served
 
-    settings = Settings(keys=keys(api_key or [], api_key_file), max_queue=max_queue, drain=drain)
+    settings = Settings(
+        keys=keys(api_key or [], api_key_file), max_queue=max_queue, drain=drain, lora_updates=lora_updates
+    )
+    known_as = name or Path(model).name
+    folders = adapters(lora or [], known_as)
     place = listen(host, port)  # before anything that takes long: a taken port is told at once
     platform.use_compilation_cache()
     cpu.keep_blocks()  # weights in huge pages are read a tenth faster
     runtime = build(RuntimeConfig, {"dtype": dtype}, "runtime")
     loaded = load(model, step, runtime)
     guesser = load(draft, runtime=runtime) if draft else None
+    loras = {called: peft.read(folder, loaded.cfg) for called, folder in folders.items()}
     reporter().info(f"{loaded.about}, {loaded.cfg.family}: compiling")
     config = EngineConfig(
         max_sequences=max_sequences,
@@ -70,15 +87,33 @@ def serve(
         cache_tokens=cache_tokens,
         kv_dtype=kv_dtype,
         speculate=speculate or (4 if draft else 0),
+        max_loras=max_loras or len(folders) + 4 * lora_updates,
+        max_lora_rank=max_lora_rank,
     )
     with mesh.use(mesh.MeshConfig(tp=tp)):
         engine = Engine(loaded, config, guesser, release=True)
-    known_as = name or Path(model).name
+    for called, read in loras.items():
+        engine.load_lora(called, read)
     served = Served(known_as, loaded.tokenizer, loaded.opening, loaded.template)
     reporter().info(f"{known_as}: context of {engine.model_len:,} tokens, {max_sequences} answers at once")
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.keys:
         reporter().warn("everybody who reaches this address may use the model; --api-key closes it")
     Server(served, engine, settings).run(sockets=[place])
+
+
+def adapters(given: list[str], model: str) -> dict[str, Path]:
+    """The folder of each NAME=FOLDER. UserError where a name is empty, or taken."""
+    from min_llm.config import UserError
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise UserError(f"--lora takes NAME=FOLDER, not {text!r}.")
+        if name == model or name in found:
+            raise UserError(f"--lora {text} gives a name that is taken. Choose another one.")
+        found[name] = Path(folder).expanduser()
+    return found
 
 
 def keys(given: list[str], file: Path | None) -> list[str]:

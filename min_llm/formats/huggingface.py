@@ -33,17 +33,17 @@ def is_folder(path: Path) -> bool:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    return configs.from_json(_json(folder / CONFIG), folder / CONFIG)
+    return configs.from_json(read_json(folder / CONFIG), folder / CONFIG)
 
 
 def read(folder: Path, dtype: str = "float32") -> tuple[ModelConfig, Any]:
     """Configuration and parameters in `dtype`, each file memory-mapped and each tensor read once."""
-    given = _json(folder / CONFIG)
+    given = read_json(folder / CONFIG)
     cfg = configs.from_json(given, folder / CONFIG)
     scheme = compressed.scheme(given, folder / CONFIG)
     places = _places(folder)
     with contextlib.ExitStack() as stack:
-        files = {path: stack.enter_context(_opened(path)) for path in sorted(set(places.values()))}
+        files = {path: stack.enter_context(opened(path)) for path in sorted(set(places.values()))}
 
         def tensor(name: str) -> np.ndarray:
             try:
@@ -77,7 +77,7 @@ def end_ids(folder: Path) -> list[int]:
     """Every token that ends an answer by generation_config.json or config.json, which may list several."""
     found: list[int] = []
     for path in (folder / "generation_config.json", folder / CONFIG):
-        named = _json(path).get("eos_token_id") if path.is_file() else None
+        named = read_json(path).get("eos_token_id") if path.is_file() else None
         found += [i for i in (named if isinstance(named, list) else [named]) if type(i) is int]
     return list(dict.fromkeys(found))
 
@@ -112,15 +112,24 @@ def write(
     all; one that is there is left alone. dtype: of what is not quantized."""
     cfg, params = tables.with_biases(compressed.untied(cfg, params), params)
     made = configs.to_json(cfg, dtype) | compressed.to_json(cfg, params)
+    with appearing(folder) as temporary:
+        (temporary / CONFIG).write_text(json.dumps(made, indent=2) + "\n")
+        for name, text in extra.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        _write_shards(temporary, cfg, params, dtype, shard_bytes)
+    return folder
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes this name when all is written. One that is there is left alone. UserError where
+    it is not empty, or cannot be written."""
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is there already and not empty. Choose another folder, or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        (temporary / CONFIG).write_text(json.dumps(made, indent=2) + "\n")
-        for name, text in extra.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        _write_shards(temporary, cfg, params, dtype, shard_bytes)
+        yield temporary
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)
@@ -130,7 +139,6 @@ def write(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def _write_shards(folder: Path, cfg: ModelConfig, params: Any, dtype: str, most: int) -> None:
@@ -166,7 +174,7 @@ def _write_shards(folder: Path, cfg: ModelConfig, params: Any, dtype: str, most:
 def _places(folder: Path) -> Mapping[str, Path]:
     """The file of each tensor."""
     if (folder / INDEX).is_file():
-        index = _json(folder / INDEX).get("weight_map")
+        index = read_json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(
             isinstance(v, str) and "/" not in v for v in index.values()
         ):
@@ -178,7 +186,7 @@ def _places(folder: Path) -> Mapping[str, Path]:
             )
         return {name: folder / file for name, file in index.items()}
     if (folder / ONE).is_file():
-        with _opened(folder / ONE) as file:
+        with opened(folder / ONE) as file:
             return dict.fromkeys(file.keys(), folder / ONE)
     others = sorted(path.name for path in folder.glob("*.bin"))
     hint = (
@@ -188,7 +196,8 @@ def _places(folder: Path) -> Mapping[str, Path]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, memory-mapped. UserError where it is none, or not whole."""
     try:
         opened = safe_open(path, "numpy")
     except (SafetensorError, OSError) as error:
@@ -199,7 +208,8 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file of JSON holds. UserError where it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

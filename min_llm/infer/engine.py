@@ -15,12 +15,15 @@ import dataclasses
 import itertools
 import secrets
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from min_llm.config import UserError
+from min_llm.formats import peft
 from min_llm.infer import compiles, drawing, paged, speculate, step
+from min_llm.infer.adapters import Adapters, Version
 from min_llm.infer.answer import Answer
 from min_llm.infer.choose import mixed
 from min_llm.infer.constrain import Constrainer, Matcher
@@ -31,6 +34,7 @@ from min_llm.infer.request import Grammar, Output, Sampling, Token
 from min_llm.infer.scheduler import Part, Plan, Scheduler
 from min_llm.infer.scheduler import Sequence as Text
 from min_llm.infer.text_stream import TextStream
+from min_llm.nn.lora import Adapter
 
 if TYPE_CHECKING:
     from min_llm.infer.load import Loaded
@@ -65,10 +69,12 @@ class Engine:
         guesses = min(config.max_sequences * config.speculate, MOST_GUESSES)
         most = -(-(config.max_sequences + guesses) // FEWEST_ROWS) * FEWEST_ROWS
         self._scheduler = Scheduler(self._pages, config.max_sequences, most, config.chunk)
-        self._program = self._compiled(loaded, self._pages, most, release)
+        loras = config.max_loras, config.max_lora_rank
+        self._program = self._compiled(loaded, self._pages, most, release, loras)
         self._drafter: speculate.Drafter | None = None
         if config.speculate:
             self._drafter = self._draft(draft, release) if draft else speculate.Prompt()
+        self.adapters = Adapters(config.max_loras)
         self._answers: dict[Text, Answer] = {}
         self._later: dict[
             Text, list[Answer]
@@ -79,7 +85,9 @@ class Engine:
         self._steps = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
         self._compiles = compiles.count()
 
-    def _compiled(self, loaded: Loaded, pages: Pages, most: int, release: bool) -> step.Program:
+    def _compiled(
+        self, loaded: Loaded, pages: Pages, most: int, release: bool, loras: tuple[int, int] = (0, 0)
+    ) -> step.Program:
         """The steps of a model with up to `most` single rows."""
         config = self.config
         singles = {FEWEST_ROWS << i for i in range(8) if FEWEST_ROWS << i < most} | {most}
@@ -94,6 +102,7 @@ class Engine:
             sorted(singles),
             sorted({min(SMALLEST_CHUNK, config.chunk), config.chunk}),
             release,
+            loras,
         )
         if config.warm:
             program.warm_up()
@@ -143,9 +152,9 @@ class Engine:
     def add(
         self, prompt: Sequence[int], sampling: Sampling, adapter: str | None = None, salt: str = ""
     ) -> int:
-        """Queue a request; its number. UserError as in `check`. salt: only requests with the same one share pages."""
-        if adapter is not None:
-            raise UserError(f"There is no adapter {adapter!r}.")
+        """Queue a request; its number. UserError as in `check`. adapter: a name that was given to `load_lora`; the
+        request keeps what it means now. salt: only requests with the same one share pages."""
+        version = self.adapters[adapter]
         self.check(prompt, sampling)
         matcher = self.compile_grammar(sampling.grammar) if sampling.grammar else None
         request, self._next = self._next, self._next + 1
@@ -153,7 +162,7 @@ class Engine:
             sampling = dataclasses.replace(sampling, seed=secrets.randbits(64))
         text = list(map(int, prompt))
         answers = [
-            self._answer(request, i, text, sampling, matcher and matcher.copy(), salt)
+            self._answer(request, i, text, sampling, matcher and matcher.copy(), salt, version)
             for i in range(sampling.n)
         ]
         self._begin(answers[0])
@@ -204,15 +213,15 @@ class Engine:
         while self.busy:
             yield from self.step()
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None = None) -> np.ndarray:
         """[n, dim] float32: the mean of each prompt's final hidden states, of length 1. Other requests go on
         meanwhile."""
-        sampling = Sampling(max_tokens=1, seed=0)
+        sampling, version = Sampling(max_tokens=1, seed=0), self.adapters[adapter]
         wanted = []
         for prompt in prompts:
             self.check(prompt, sampling)
         for prompt in prompts:
-            answer = self._answer(-1, 0, list(map(int, prompt)), sampling, None, "")
+            answer = self._answer(-1, 0, list(map(int, prompt)), sampling, None, "", version)
             answer.embedding = np.zeros(self._program.dim, np.float32)
             answer.sequence.fresh = True
             self._begin(answer)
@@ -221,6 +230,31 @@ class Engine:
             self._stash += self._step()
         sums = np.stack([a.embedding for a in wanted if a.embedding is not None])
         return sums / np.linalg.norm(sums, axis=-1, keepdims=True)
+
+    # -- adapters
+
+    def read_lora(self, path: str | Path) -> Adapter:
+        """The adapter of a folder in peft's form, for `load_lora`; any thread may do this, which can take seconds.
+        UserError as in `peft.read`."""
+        return peft.read(Path(path), self.cfg)
+
+    def load_lora(self, name: str, adapter: Adapter | str | Path) -> None:
+        """Let requests ask for an adapter by this name. A name that is known means the new one from now on; requests
+        that run end with the old one. UserError where it does not fit the model or the engine, or there is no room;
+        then nothing has changed."""
+        if not self.config.max_loras:
+            raise UserError("This engine has no room for adapters; set max_loras.")
+        if not isinstance(adapter, Adapter):
+            adapter = self.read_lora(adapter)
+        waiting = itertools.chain.from_iterable(self._later.values())
+        busy = {answer.sequence.adapter for answer in (*self._answers.values(), *waiting)}
+        version = self.adapters.room(name, busy)
+        self._program.fill(version.slot, adapter)
+        self.adapters.set(name, version)
+
+    def unload_lora(self, name: str) -> None:
+        """Nobody can ask for it any more; requests that run end with it. UnknownAdapter if there is none."""
+        self.adapters.remove(name)
 
     # -- a step
 
@@ -313,8 +347,9 @@ class Engine:
     # -- the lives of answers
 
     def _answer(
-        self, request: int, choice: int, prompt: list[int], sampling: Sampling, matcher: Any, salt: str
-    ) -> Answer:
+        self, request: int, choice: int, prompt: list[int], sampling: Sampling, matcher: Any, salt: str,
+        version: Version,
+    ) -> Answer:  # fmt: skip
         assert sampling.seed is not None
         scores = [Token(prompt[0])] if sampling.prompt_logprobs is not None and choice == 0 else None
         special = frozenset(self.tokenizer.special.values())
@@ -332,7 +367,7 @@ class Engine:
             choice=choice,
             sampling=sampling,
             seed=mixed(sampling.seed, choice),
-            sequence=Text(list(prompt), root("", salt), fresh),
+            sequence=Text(list(prompt), root(version.root, salt), fresh, version.slot),
             prompt=len(prompt),
             most=min(sampling.max_tokens or self.model_len, self.model_len - len(prompt)),
             ends=(frozenset() if sampling.ignore_end else self.ends) | frozenset(sampling.stop_ids),

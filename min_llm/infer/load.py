@@ -10,12 +10,13 @@ from typing import Any
 
 from min_llm import platform, tokenizers
 from min_llm.config import UserError
-from min_llm.formats import gguf_model, huggingface, model
+from min_llm.formats import gguf_model, huggingface, model, peft
 from min_llm.infer.engine import Engine
 from min_llm.infer.options import EngineConfig
 from min_llm.infer.request import Output, Sampling
 from min_llm.infer.text import opening, prompt_tokens
 from min_llm.models import ModelConfig
+from min_llm.nn.lora import adapt, merge
 from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
 from min_llm.tokenizers import Tokenizer, chat, hf
 from min_llm.tokenizers.chat import ChatTemplate, Message
@@ -97,18 +98,29 @@ class Loaded:
         return outputs
 
 
-def load(source: str | Path, step: int | None = None, runtime: RuntimeConfig = RuntimeConfig()) -> Loaded:
+def load(
+    source: str | Path,
+    step: int | None = None,
+    runtime: RuntimeConfig = RuntimeConfig(),
+    lora: str | Path | None = None,
+) -> Loaded:
     """A run folder, a Hugging Face folder, a GGUF file, a name in `formats.named`, or OWNER/NAME on Hugging Face.
 
-    step: the checkpoint of a run; the latest without it. runtime: how the model is to run; a run's is its own. Raises
-    UserError that says what was looked for.
+    step: the checkpoint of a run; the latest without it. runtime: how the model is to run; a run's is its own. lora:
+    the folder of an adapter in peft's form, which is merged into the parameters. Raises UserError that says what was
+    looked for.
     """
     path = model.found(source)
     if path is None:
-        return load_run(Path(source).expanduser(), step)
-    return (
-        _from_folder(path, str(source), runtime) if path.is_dir() else _from_gguf(path, str(source), runtime)
-    )
+        found = load_run(Path(source).expanduser(), step)
+    elif path.is_dir():
+        found = _from_folder(path, str(source), runtime)
+    else:
+        found = _from_gguf(path, str(source), runtime)
+    if lora is None:
+        return found
+    merged = merge(adapt(found.params, peft.read(Path(lora).expanduser(), found.cfg)))
+    return dataclasses.replace(found, about=f"{found.about} with {lora}", params=merged)
 
 
 def load_run(folder: Path, step: int | None = None) -> Loaded:

@@ -25,11 +25,13 @@ class EngineConfig:
     model_len: int = option(0, "longest prompt and answer; 0: the model's context")
     prefix_cache: bool = option(True, "keep prompts for later requests that begin alike")
     speculate: int = option(0, "tokens of an answer that are guessed for each step")
+    max_loras: int = option(0, "adapters that can be loaded at once")
+    max_lora_rank: int = option(16, "the largest rank of an adapter")
     warm: bool = option(True, "compile all at the start, and nothing later")
 
     def __post_init__(self) -> None:
         for name, least in (("max_sequences", 1), ("page_size", 1), ("cache_bytes", 1), ("cache_tokens", 0),
-                            ("model_len", 0), ("speculate", 0)):  # fmt: skip
+                            ("model_len", 0), ("speculate", 0), ("max_loras", 0), ("max_lora_rank", 1)):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.chunk < BLOCK or self.chunk % BLOCK:

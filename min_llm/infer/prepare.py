@@ -62,8 +62,7 @@ def _prepared(p: Param, w: Any, runtime: Runtime, release: bool) -> Any:
     if p.role not in READ:
         return w
     if p.role == "matrix" and "embed" in p.axes and "experts" not in p.axes and None not in p.axes:
-        # the model's dimension is what goes in or what comes out
-        return _read(w, 1 if p.axes[0] == "embed" else len(p.axes) - 1, runtime, release)
+        return _read(w, p.inputs, runtime, release)
     return w.astype(runtime.dtype)
 
 

@@ -20,11 +20,12 @@ from min_llm.kernels.attention.paged import BLOCK  # tokens of a chunk that belo
 class Sequence:
     """One text being continued. tokens: prompt and answer. root: what its pages depend on beside them. row: its place
     in the page tables while it runs. drafts: guesses of its next tokens, to be checked in one step. fresh: take
-    nothing from the prefix cache. cached: tokens that it found there."""
+    nothing from the prefix cache. cached: tokens that it found there. adapter: the slot of its own, 0 without one."""
 
     tokens: list[int]
     root: bytes
     fresh: bool = False
+    adapter: int = 0
     computed: int = 0
     cached: int = 0
     pages: list[int] = dataclasses.field(default_factory=list)

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from min_llm import models, platform
 from min_llm.config import UserError
-from min_llm.infer import choose, drawing, paged
+from min_llm.infer import choose, drawing, lora_slots, paged
 from min_llm.infer.answer import Answer
+from min_llm.infer.lora_slots import Slots
 from min_llm.infer.paged import PagedCache
 from min_llm.infer.pages import TRASH, Pages
 from min_llm.infer.prepare import prepared
@@ -30,6 +31,7 @@ from min_llm.models import ModelConfig
 from min_llm.nn import axes
 from min_llm.nn.batch import Batch
 from min_llm.nn.leaves import unembed
+from min_llm.nn.lora import Adapter
 from min_llm.nn.runtime import Runtime
 
 COPIES = 8  # pages copied by one call
@@ -93,9 +95,14 @@ def forward(
     runtime: Runtime,
     singles: int,
     vocab: int,
+    slots: tuple[Array, Array] | None = None,
 ) -> tuple[Float[Array, "s v"], Float[Array, "t d"], Pool, Pool]:
-    """Logits at `sample_at`, the hidden states of all tokens, and the updated pool. places: tokens, row, index."""
+    """Logits at `sample_at`, the hidden states of all tokens, and the updated pool. places: tokens, row, index. slots:
+    of the adapters, as `Slots.of` gives them, where params have some."""
     tokens, row, index = places
+    if slots is not None:
+        table, used = slots  # padding has what others have
+        params = lora_slots.aimed(params, jnp.where(index < 0, used[0], table[row]), used)
     cache = PagedCache(keys, values, tables, row, index, singles)
     at = jnp.maximum(index, 0)[None]
     batch = Batch(tokens[None], positions=at, index=at)
@@ -132,11 +139,12 @@ def score(
 class Program:
     """A model's parameters, its pool of pages, and the compiled steps, on the mesh in use when it is made. kv_dtype: of
     the pool. singles, chunks: the sizes that steps have. release: give the parameters' memory back as they are packed.
-    """
+    loras: how many adapters there may be, and of what rank."""
 
     def __init__(
         self, params: Any, cfg: ModelConfig, runtime: Runtime, vocab: int, pages: Pages, tables: tuple[int, int],
         kv_dtype: str, singles: Sequence[int], chunks: Sequence[int], release: bool = False,
+        loras: tuple[int, int] = (0, 0),
     ) -> None:  # fmt: skip
         if set(axes.sizes()) - {"tp"}:
             raise UserError(
@@ -152,6 +160,11 @@ class Program:
         self.vocab, self._cfg, self._pages, self._kv_dtype = vocab, cfg, pages, kv_dtype
         self._singles, self._chunks = sorted(singles), sorted(chunks)
         self._tables = np.zeros(tables, np.int32)
+        self._slots: Slots | None = None
+        if loras[0]:
+            if mesh:
+                raise UserError("Adapters are served on one device: set tp to 1, or max_loras to 0.")
+            self._slots = Slots(self._params, cfg, *loras, tables[0], self._runtime.dtype)
         self.empty()
 
     @property
@@ -174,7 +187,13 @@ class Program:
         for part in plan.parts:
             pages = part.sequence.pages
             self._tables[part.sequence.row, : len(pages)] = pages
-        return *self._forward(layout), starts
+        slots = None if self._slots is None else self._slots.of(plan.parts)
+        return *self._forward(layout, slots), starts
+
+    def fill(self, slot: int, adapter: Adapter) -> None:
+        """Put an adapter into a slot that no running request uses."""
+        assert self._slots is not None
+        self._slots.fill(slot, adapter)
 
     def score(self, hidden: Array, targets: np.ndarray, k: int) -> list[np.ndarray]:
         """`score` of the last step's hidden states, for k up to 1 or up to MOST_TOPS."""
@@ -192,8 +211,13 @@ class Program:
     def warm_up(self) -> None:
         """Compile everything, by computing padding."""
         self._copy([(TRASH, TRASH)])
+        if self._slots is not None:
+            self._slots.fill(1, Adapter({}, 0.0))
         for shape in self._shapes():
-            logits, hidden = self._forward(lay_out(Plan(), *shape)[0])
+            layout, _ = lay_out(Plan(), *shape)
+            logits, hidden = self._forward(layout)
+            if self._slots is not None:
+                self._forward(layout, self._slots.padding())
             if shape[1]:
                 for k in (1, MOST_TOPS):
                     self.score(hidden, np.zeros(hidden.shape[0], np.int32), k)
@@ -219,12 +243,16 @@ class Program:
             if shape[0] >= singles and shape[1] >= blocked and shape[2] >= draws
         )
 
-    def _forward(self, layout: Layout) -> tuple[Array, Array]:
+    def _forward(
+        self, layout: Layout, slots: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[Array, Array]:
+        """A step without adapters runs the program without them."""
+        params = self._params if slots is None or self._slots is None else self._slots.params
         places = np.stack([layout.tokens, layout.row, layout.index])
         with self._mesh():
             logits, hidden, self._keys, self._values = forward(
-                self._params, self._head, self._keys, self._values, self._tables, places, layout.sample_at,
-                cfg=self._cfg, runtime=self._runtime, singles=layout.singles, vocab=self.vocab,
+                params, self._head, self._keys, self._values, self._tables, places, layout.sample_at,
+                cfg=self._cfg, runtime=self._runtime, singles=layout.singles, vocab=self.vocab, slots=slots,
             )  # fmt: skip
         return _here(logits), hidden
 

@@ -73,9 +73,12 @@ def dot(eq: str, x: Array, w: Any, *out: str | None) -> Array:
     if axes.on_mesh():
         return sharded.dot(eq, x, w, axes.to_partition(out, shape) if out else None)
     size = math.prod(w.shape[:contracted])
-    if isinstance(w, Leaf):
-        return w.product(x.reshape(-1, size)).reshape(shape)
-    return product(x.reshape(-1, size), w.reshape(size, -1)).reshape(shape)
+    return multiply(x.reshape(-1, size), w).reshape(shape)
+
+
+def multiply(x: Float[Array, "n k"], w: Any) -> Float[Array, "n m"]:
+    """x · w on one device in x's dtype, w as a matrix: an array whose first dimensions make up k, or a `Leaf`."""
+    return w.product(x) if isinstance(w, Leaf) else product(x, w.reshape(x.shape[1], -1))
 
 
 def dots(eq: str, x: Array, *several: Any) -> list[Array]:

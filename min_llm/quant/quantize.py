@@ -83,8 +83,7 @@ def _layers(make: MakeLeaf, stack: Any, described: Any, wanted: Callable[[Param]
     def leaf(p: Param, w: Array) -> Any:
         if not wanted(p):
             return w
-        inputs = 1 if p.axes[1] == "embed" else len(p.axes) - 2  # what is not read from the residual stream
-        return _quantized(make, w, inputs, stacked=True)  # is written to it
+        return _quantized(make, w, p.inputs, stacked=True)
 
     return map_spec(leaf, described, stack)
 

@@ -15,7 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from min_llm.config import UserError
+from min_llm.infer.adapters import UnknownAdapter
 from min_llm.serve import metrics as metrics_lib
+from min_llm.serve.adapters import AdapterUpdates
 from min_llm.serve.edge import Keys, Presence, Record
 from min_llm.serve.errors import Refused, error_response, json_response, unavailable
 from min_llm.serve.metrics import Metrics
@@ -38,7 +40,8 @@ class Settings:
     keys: API keys; none: everybody may ask. max_queue: choices that may wait for their first token. max_body: bytes of
     a request. arrival: in which a request must arrive whole. stuck: after which a client that takes nothing is cut off.
     backlog: outputs of a choice that may wait for a slow client. stall: after which a step counts as hung. drain: for
-    running answers at the end. quiet: between comments that keep a silent stream open.
+    running answers at the end. quiet: between comments that keep a silent stream open. lora_updates: callers may load
+    and unload adapters.
     """
 
     keys: Sequence[str] = ()
@@ -50,6 +53,7 @@ class Settings:
     stall: float = 300.0
     drain: float = 30.0
     quiet: float = 15.0
+    lora_updates: bool = False
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -71,6 +75,7 @@ def application(served: Served, engine: Engine, settings: Settings = Settings())
     metrics.watch(lambda: runner.statistics, lambda: runner.queued)
     service = Service(served, engine, runner, settings.max_body)
     texts = Texts(service)
+    adapters = AdapterUpdates(service, settings.lora_updates)
 
     async def live(request: Request) -> Response:
         return json_response({"status": "live"})
@@ -98,6 +103,8 @@ def application(served: Served, engine: Engine, settings: Settings = Settings())
         Route("/v1/embeddings", service.embeddings, methods=["POST"]),
         Route("/v1/models", service.models),
         Route("/v1/models/{name:path}", service.model),
+        Route("/v1/load_lora_adapter", adapters.load, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", adapters.unload, methods=["POST"]),
         Route("/tokenize", texts.tokenize, methods=["POST"]),
         Route("/detokenize", texts.detokenize, methods=["POST"]),
         Route("/tokenizer_info", texts.info),
@@ -117,6 +124,7 @@ def application(served: Served, engine: Engine, settings: Settings = Settings())
         ],
         exception_handlers={
             Refused: _refused,
+            UnknownAdapter: _unknown_adapter,
             UserError: _user_error,
             HTTPException: _http_error,
         },
@@ -128,6 +136,10 @@ def application(served: Served, engine: Engine, settings: Settings = Settings())
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return error_response(error)
+
+
+def _unknown_adapter(request: Request, error: Exception) -> Response:
+    return error_response(Refused(str(error), status=404, param="model", code="model_not_found"))
 
 
 def _user_error(request: Request, error: Exception) -> Response:

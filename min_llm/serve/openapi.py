@@ -6,6 +6,7 @@ from typing import Any
 
 from min_llm import __version__
 from min_llm.infer import request
+from min_llm.serve.adapters import LONGEST_NAME
 from min_llm.serve.protocol import MOST_PROMPTS
 
 Schema = dict[str, Any]
@@ -86,6 +87,8 @@ MESSAGE = _object({
     ]},
 }, "role")  # fmt: skip
 MESSAGES = _list(MESSAGE, minItems=1)
+NAME = {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME}
+TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
 USAGE = _object(
     {name: {"type": "integer"} for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
@@ -116,6 +119,7 @@ TOKENS = _object({"tokens": _list(ID), "count": {"type": "integer"}}, "tokens", 
 REFUSED = {
     400: "The request cannot be served as it is",
     401: "No API key this server knows",
+    403: "This server does not allow it",
     404: "No such model or path",
     408: "The request took too long to arrive",
     413: "The body is too large",
@@ -174,6 +178,18 @@ def document(name: str) -> Schema:
                 ),
                 LISTED,
             ),
+            "/v1/load_lora_adapter": _post(
+                "Load an adapter from the server's disk, to be asked for by its name",
+                _object(
+                    {"lora_name": NAME, "lora_path": {"type": "string"}, "load_inplace": FLAG},
+                    "lora_name",
+                    "lora_path",
+                ),
+                None,
+            ),
+            "/v1/unload_lora_adapter": _post(
+                "Forget an adapter", _object({"lora_name": NAME}, "lora_name"), None
+            ),
             "/tokenize": _post(
                 "The tokens of a text or a conversation",
                 {
@@ -213,8 +229,10 @@ def _responses(content: Schema) -> Schema:
     return {"200": {"description": "Done", "content": content}} | refused
 
 
-def _post(summary: str, body: Schema, answer: Schema, streams: bool = False) -> Schema:
-    content = _json(answer) | ({"text/event-stream": {"schema": {"type": "string"}}} if streams else {})
+def _post(summary: str, body: Schema, answer: Schema | None, streams: bool = False) -> Schema:
+    content = (_json(answer) if answer else TEXT) | (
+        {"text/event-stream": {"schema": {"type": "string"}}} if streams else {}
+    )
     operation = {
         "summary": summary,
         "requestBody": {"required": True, "content": _json(body)},
@@ -226,7 +244,7 @@ def _post(summary: str, body: Schema, answer: Schema, streams: bool = False) -> 
 def _get(summary: str, answer: Schema | None, parameter: str | None = None) -> Schema:
     operation: Schema = {
         "summary": summary,
-        "responses": _responses(_json(answer) if answer else {"text/plain": {"schema": {"type": "string"}}}),
+        "responses": _responses(_json(answer) if answer else TEXT),
     }
     if parameter:
         operation["parameters"] = [

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import functools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from min_llm.config import UserError
+from min_llm.infer.adapters import UnknownAdapter
 from min_llm.infer.request import Sampling
 from min_llm.infer.text import prompt_tokens
 from min_llm.serve import protocol
@@ -45,7 +46,6 @@ class Served:
     tokenizer: Tokenizer
     opening: Sequence[int] = ()
     template: ChatTemplate | None = None
-    adapters: Collection[str] = ()
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
 
@@ -58,7 +58,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         body = await self.body(request)
-        asked = protocol.common(body, self.served.name, self.served.adapters, protocol.chat_logprobs(body))
+        asked = protocol.common(body, self.served.name, self.engine.adapters, protocol.chat_logprobs(body))
         tools = protocol.tools(body)
         if tools and tools.required:
             if asked.sampling.grammar:
@@ -101,7 +101,7 @@ class Service:
         silent = body.get("max_tokens") == 0 and echo
         if silent:
             body = Fields(body.values | {"max_tokens": 1})
-        asked = protocol.common(body, self.served.name, self.served.adapters, logprobs)
+        asked = protocol.common(body, self.served.name, self.engine.adapters, logprobs)
         prompts = protocol.prompts(body, "prompt")
         if len(prompts) * asked.sampling.n > protocol.MOST_PROMPTS:
             body.refuse("n", f"There may be at most {protocol.MOST_PROMPTS} choices in all prompts together.")
@@ -156,6 +156,8 @@ class Service:
             if (grammar := jobs[0].sampling.grammar) is not None:  # the same for all; may take seconds
                 await run_in_threadpool(self.engine.compile_grammar, grammar)
             stream = await self.runner.open(jobs)
+        except UnknownAdapter:  # unloaded in this moment
+            raise
         except UserError as error:
             longest = max(len(job.prompt) + (job.sampling.max_tokens or 1) for job in jobs)
             code = "context_length_exceeded" if longest > self.engine.model_len else None
@@ -164,7 +166,8 @@ class Service:
 
     async def embeddings(self, request: Request) -> Response:
         body = await self.body(request)
-        model = protocol.model_of(body, self.served.name, ())
+        model = protocol.model_of(body, self.served.name, self.engine.adapters)
+        adapter = None if model == self.served.name else model
         if "dimensions" in body:
             body.refuse("dimensions", "dimensions is not supported: vectors have the model's own size.")
         form = body.text("encoding_format", "float")
@@ -175,7 +178,7 @@ class Service:
         vectors: list[np.ndarray] = []
         for i in range(0, len(ids), EMBEDDED_AT_ONCE):
             some = ids[i : i + EMBEDDED_AT_ONCE]
-            vectors += [*await self.runner.call(functools.partial(self.engine.embed, some))]
+            vectors += [*await self.runner.call(functools.partial(self.engine.embed, some, adapter))]
         data = [
             {
                 "object": "embedding",
@@ -200,7 +203,7 @@ class Service:
         return json_response(self._model(name))
 
     def _names(self) -> list[str]:
-        return [self.served.name, *self.served.adapters]
+        return [self.served.name, *self.engine.adapters]
 
     def _model(self, name: str) -> dict[str, Any]:
         return {

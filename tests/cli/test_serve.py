@@ -1,9 +1,11 @@
 """`min-llm serve`: what it takes from its caller."""
 
+from pathlib import Path
+
 import pytest
 
 from min_llm.cli import main as cli
-from min_llm.cli.serve import keys
+from min_llm.cli.serve import adapters, keys
 from min_llm.config import UserError
 
 
@@ -20,8 +22,20 @@ def test_a_file_without_keys_does_not_open_the_server(tmp_path):
         keys([], file)
 
 
+def test_adapters_have_names_of_their_own():
+    assert list(adapters(["a=x", "b=y=z"], "model").items()) == [("a", Path("x")), ("b", Path("y=z"))]
+    for given in (["=x"], ["a="], ["a=x", "a=y"], ["model=x"]):
+        with pytest.raises(UserError, match="--lora"):
+            adapters(given, "model")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--api-key", ""], "not be empty|printable"), (["--port", "99999"], "--port")]
+    ("arguments", "said"),
+    [
+        (["--api-key", ""], "not be empty|printable"),
+        (["--port", "99999"], "--port"),
+        (["--lora", "pirate"], "NAME=FOLDER"),
+    ],
 )
 def test_what_cannot_work_is_told_before_the_model_is_loaded(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["min-llm", "serve", "no-such-model", *arguments])

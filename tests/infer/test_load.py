@@ -1,5 +1,6 @@
 """Any model by path or name: runs, Hugging Face folders, GGUF files; out again as either; and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,10 +10,11 @@ import min_llm
 from min_llm import models
 from min_llm.cli.main import app
 from min_llm.config import UserError
-from min_llm.formats import named
+from min_llm.formats import named, peft
 from min_llm.infer.load import load
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime, RuntimeConfig
+from tests import loras
 
 EXACT = RuntimeConfig(dtype="float32")
 
@@ -52,6 +54,17 @@ def test_a_run_goes_out_and_comes_in_again(run, tmp_path, target, capsys):
     capsys.readouterr()
     cli("sample", tmp_path / target, "--prompt", "the cat", "--max-tokens", 3, "--temperature", 0)
     assert capsys.readouterr().out.startswith("the cat")
+
+
+def test_an_adapter_is_merged_as_it_is_loaded(run, tmp_path):
+    plain = load(run)
+    adapter = loras.adapter(plain.cfg, rank=2, size=0.1)
+    folder = peft.write(tmp_path / "adapter", plain.cfg, adapter)
+    found, tokens = load(run, lora=folder), np.arange(12, dtype=np.int32)[None]
+    want = logits(dataclasses.replace(plain, params=loras.merged(plain.params, adapter)), tokens)
+    assert np.abs(want - logits(plain, tokens)).max() > 1e-3
+    np.testing.assert_allclose(logits(found, tokens), want, atol=1e-5)
+    assert str(folder) in found.about
 
 
 def test_export_refuses_what_is_there_and_other_precisions(run, tmp_path):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from min_llm.config import UserError
+from min_llm.infer.adapters import UnknownAdapter
 from min_llm.infer.request import Output, Sampling, Token
 from min_llm.infer.text_stream import TextStream
 from min_llm.tokenizers.byte import Bytes
@@ -53,6 +54,7 @@ class FakeEngine:
         self.gate.set()
         self.choices: list[Choice] = []
         self.numbers = Statistics()
+        self.adapters: dict[str, int] = {}
         self.next_id = 0
         self.aborted: list[int] = []
 
@@ -72,11 +74,27 @@ class FakeEngine:
     def compile_grammar(self, grammar) -> None:
         pass
 
+    def read_lora(self, path) -> str:
+        if "bad" in path:
+            raise UserError(f"{path} holds no adapter.")
+        return path
+
+    def load_lora(self, name, adapter) -> None:
+        if len(self.adapters) == 8:
+            raise UserError("All places for adapters are taken.")
+        self.adapters[name] = sum(map(ord, adapter))
+
+    def unload_lora(self, name) -> None:
+        if name not in self.adapters:
+            raise UnknownAdapter(f"There is no adapter {name!r}.")
+        del self.adapters[name]
+
     def add(self, prompt, sampling, adapter=None, salt="") -> int:
         self.check(prompt, sampling)
         self.next_id += 1
         for number in range(sampling.n):
             seed = (sampling.seed or 0) * 1000 + number if sampling.temperature else 0
+            seed += self.adapters[adapter] if adapter is not None else 0
             text = TextStream(self.tokenizer, sampling.stop, hidden={256})
             self.choices.append(Choice(self.next_id, number, list(prompt), sampling, seed, text))
         self.numbers.prompt_tokens += len(prompt)
@@ -142,7 +160,7 @@ class FakeEngine:
         order = np.argsort(-table)[:tops].tolist()
         return Token(token, float(table[token]), tuple((i, float(table[i])) for i in order))
 
-    def embed(self, prompts) -> np.ndarray:
+    def embed(self, prompts, adapter=None) -> np.ndarray:
         made = np.array([[len(p), sum(p) % 7 + 1, 1.0] for p in prompts], np.float32)
         return made / np.linalg.norm(made, axis=-1, keepdims=True)
 

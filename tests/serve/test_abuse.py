@@ -15,12 +15,13 @@ from tests.serve.fake import FakeEngine
 from tests.serve.servers import request, rest, serving
 from tests.serve.test_body import BAD
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"]
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize",
+         "/v1/load_lora_adapter", "/v1/unload_lora_adapter"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def toy():
-    with serving(max_body=1 << 20) as running:
+    with serving(max_body=1 << 20, lora_updates=True) as running:
         yield running
         assert not running.engine.busy and running.complete()
 

@@ -17,7 +17,7 @@ schema = schemathesis.openapi.from_dict(document("toy"))
 
 @pytest.fixture(scope="module")
 def toy():
-    with serving(FakeEngine(model_len=64)) as running:
+    with serving(FakeEngine(model_len=64), lora_updates=True) as running:
         yield running
         assert running.complete() and not running.engine.busy
 
