@@ -115,6 +115,22 @@ def show(
     print(f"\n--- first tokens of the training text\n{_boundaries(prepared)}")
 
 
+@app.command()
+def curate(
+    config: Annotated[Path | None, typer.Argument(help="YAML file with inputs, output and steps")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="KEY=VALUE, such as inputs.web=crawl/*.jsonl.gz steps.minhash.bands=20")
+    ] = None,
+) -> None:
+    """Filter and deduplicate text: writes what is left and a report of what went, prints the folder. A stopped run
+    goes on when the same command is given again."""
+    from min_llm.config import load
+    from min_llm.data.curate.pipeline import curate
+    from min_llm.data.curate.settings import CurateConfig
+
+    print(curate(load(CurateConfig, config, settings or ())))
+
+
 def _boundaries(prepared: Prepared) -> str:
     """The first tokens, each ended by |, line ends visible."""
     ids = prepared.train.plain[:SHOWN_TOKENS].tolist()

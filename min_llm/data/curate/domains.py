@@ -1,0 +1,50 @@
+"""Domains whose pages are left out: a block list. Llama 3, section 3.1.1 (L3-1.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from min_llm.config import UserError, option
+from min_llm.data.curate.document import Document, Drop, Outcome, judge
+from min_llm.data.curate.listing import read_list
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Drop documents whose URL lies in a blocked domain or below it. Documents without a URL stay."""
+
+    block: tuple[str, ...] = option((), "blocked domains, such as example.com")
+    file: str = option("", "file of blocked domains, one a line; a hosts file will do")
+
+    def __post_init__(self) -> None:
+        if not self.block and not self.file:
+            raise UserError(
+                "steps.domains blocks nothing. Give steps.domains.file=FILE, or steps.domains.block."
+            )
+
+    def __call__(self, documents: list[Document]) -> list[Outcome]:
+        return judge(documents, self._reason)
+
+    def _reason(self, document: Document) -> Drop | None:
+        labels = _host(document.url).split(".")
+        for first in range(len(labels)):
+            domain = ".".join(labels[first:])
+            if domain in self._blocked:
+                return Drop("blocked domain", domain)
+        return None
+
+    @cached_property
+    def _blocked(self) -> frozenset[str]:
+        lines = read_list(Path(self.file).expanduser(), "steps.domains.file") if self.file else []
+        entries = [*self.block, *(line.split()[-1] for line in lines)]  # a hosts file: address, name
+        return frozenset(entry.lower().strip(".").removeprefix("www.") for entry in entries)
+
+
+def _host(url: str) -> str:
+    try:
+        return (urlsplit(url if "//" in url else f"//{url}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""

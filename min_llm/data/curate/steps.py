@@ -1,0 +1,106 @@
+"""The steps by name, and what they need from a run: `steps` of the configuration.
+
+filters        judge documents by themselves (document.py): all between two barriers run in one pass
+keyed steps    need equal keys of the whole corpus (keyed.py): a barrier
+kl             needs the counts of the whole corpus (kl.py): a barrier
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from min_llm import config as config_lib
+from min_llm.config import UserError, nearest
+from min_llm.data.curate.decontaminate import Decontaminate
+from min_llm.data.curate.dirty import Dirty
+from min_llm.data.curate.document import Filter
+from min_llm.data.curate.domains import Domains
+from min_llm.data.curate.exact import Exact
+from min_llm.data.curate.extract import Extract
+from min_llm.data.curate.keyed import Duplicates, Keyed
+from min_llm.data.curate.kl import KL
+from min_llm.data.curate.lines import Lines
+from min_llm.data.curate.minhash import MinHash
+from min_llm.data.curate.pii import PII
+from min_llm.data.curate.repetition import Repetition
+from min_llm.data.curate.urls import Url
+
+STEPS: dict[str, type] = {
+    "extract": Extract,
+    "domains": Domains,
+    "pii": PII,
+    "url": Url,
+    "exact": Exact,
+    "minhash": MinHash,
+    "lines": Lines,
+    "repetition": Repetition,
+    "dirty": Dirty,
+    "kl": KL,
+    "decontaminate": Decontaminate,
+}
+USUAL = ("extract", "pii", "url", "exact", "minhash", "lines", "repetition", "dirty", "kl")
+
+Step = Any  # a Filter, a Keyed step, or KL
+Named = tuple[str, Step]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a run in their order: a mapping from names to sections of settings, `null` for none of them and
+    `false` to leave a step out."""
+
+    steps: tuple[Named, ...]
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any], path: str = "") -> Steps:
+        found: list[Named] = []
+        for name, section in given.items():
+            if name not in STEPS:
+                raise UserError(f"There is no step '{path}.{name}'.{nearest(str(name), list(STEPS))}")
+            if section is not False:
+                found.append((name, config_lib.build(STEPS[name], section or {}, f"{path}.{name}")))
+        return cls(tuple(found))
+
+    def to_mapping(self) -> dict[str, Any]:
+        return dict(self.steps)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One walk over all shards: the decisions of the last barrier, then filters, then what the next barrier needs."""
+
+    applied: tuple[Named, ...] = ()
+    filters: tuple[tuple[str, Filter], ...] = ()
+    collected: tuple[Named, ...] = ()
+
+
+def passes(steps: Steps) -> list[Pass]:
+    """The walks that the steps take. Steps that drop duplicates need no walk between them: a decision counts only
+    what the ones before have left. What rewrites documents, or counts all words, ends a group."""
+    walks: list[Pass] = []
+    applied: tuple[Named, ...] = ()
+    filters: list[Named] = []
+    collected: list[Named] = []
+    for name, step in steps.steps:
+        barrier = isinstance(step, KL) or hasattr(step, "keys")
+        ended = collected and (isinstance(step, KL) or not isinstance(collected[-1][1], Duplicates))
+        if collected and (not barrier or ended):
+            walks.append(Pass(applied, tuple(filters), tuple(collected)))
+            applied, filters, collected = walks[-1].collected, [], []
+        (collected if barrier else filters).append((name, step))
+    if collected:
+        walks.append(Pass(applied, tuple(filters), tuple(collected)))
+        applied, filters = walks[-1].collected, []
+    return [*walks, Pass(applied, tuple(filters))]
+
+
+def files(step: Step) -> list[Path]:
+    """The files that a step reads: their content belongs to the identity of a run."""
+    names = [getattr(step, "file", ""), *getattr(step, "against", ())]
+    return [Path(name).expanduser() for name in names if name]
+
+
+__all__ = ["STEPS", "USUAL", "Keyed", "Pass", "Steps", "files", "passes"]

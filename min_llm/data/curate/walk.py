@@ -1,0 +1,255 @@
+"""One pass over one shard, and the barrier after a pass: pure functions from files to files.
+
+    <work>/<pass>/<shard>/    docs.jsonl   what goes on, from the last pass in the output's format
+                              names.npy, times.npy, <step>.<run>.npy   what the barrier needs
+                              tally.json   counts and samples
+    <work>/<pass>/decision/   offsets.npy, <step>.npy
+    <work>/<pass>.json        the pass is complete: counts and samples of all shards
+
+A folder appears by being renamed when it is complete. Whoever runs these functions, in whatever order and process,
+gets the same files; what is there need not be made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from min_llm.config import UserError
+from min_llm.data.curate import read as read_lib
+from min_llm.data.curate.document import Document, Drop, Outcome
+from min_llm.data.curate.keyed import Collector, Corpus, Duplicates
+from min_llm.data.curate.kl import KL
+from min_llm.data.curate.settings import CurateConfig
+from min_llm.data.curate.steps import Named, Pass, passes
+from min_llm.data.curate.tally import Tally
+from min_llm.data.curate.urls import NEVER, seconds
+from min_llm.data.curate.write import read_lines, writer
+
+BATCH = 1 << 18  # characters of documents that steps see at a time
+LONGEST_NAME = 200  # bytes of a name in "duplicate of"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is told: pass `number` over shard `shard` of `shards`."""
+
+    cfg: CurateConfig
+    work: Path
+    shards: tuple[read_lib.Shard, ...]
+    number: int
+    shard: int
+
+    @property
+    def folder(self) -> Path:
+        return self.work / str(self.number) / f"{self.shard:05d}"
+
+    @property
+    def before(self) -> Path:
+        """The folder of the last pass."""
+        return self.work / str(self.number - 1)
+
+
+def output_name(cfg: CurateConfig, last: bool) -> str:
+    return f"docs.{cfg.format if last else 'jsonl'}"
+
+
+def run_shard(task: Task) -> None:
+    """Fill `task.folder`, unless it is there."""
+    if task.folder.is_dir():
+        return
+    walks = passes(task.cfg.steps)
+    walk, last = walks[task.number], task.number == len(walks) - 1
+    with made(task.folder, task.cfg.output) as folder:
+        tally = Tally()
+        collected = _Collected(folder, walk.collected)
+        with writer(folder / output_name(task.cfg, last), task.cfg.format if last else "jsonl") as out:
+            for documents, rows in _arrivals(task, tally):
+                documents = _applied(task, walk, documents, rows, tally)
+                for name, step in walk.filters:
+                    documents = _timed(tally, name, documents, step)
+                collected.add(documents, tally)
+                out.write(documents)
+        collected.close()
+        (folder / "tally.json").write_text(json.dumps(tally.to_json()), encoding="utf-8")
+
+
+def _timed(tally: Tally, name: str, documents: list[Document], step: object) -> list[Document]:
+    began = time.perf_counter()
+    outcomes = step(documents)  # type: ignore[operator]
+    tally.spent(name, time.perf_counter() - began)
+    return tally.record(name, documents, outcomes)
+
+
+def _arrivals(task: Task, tally: Tally) -> Iterator[tuple[list[Document], np.ndarray]]:
+    """Batches, with the rows that the documents had in the last pass."""
+    first = int(_offsets(task.before)[task.shard]) if task.number else 0
+    batch: list[Document] = []
+    size = 0
+    for document in _documents(task, tally):
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH:
+            yield batch, np.arange(first, first + len(batch))
+            first += len(batch)
+            batch, size = [], 0
+    if batch:
+        yield batch, np.arange(first, first + len(batch))
+
+
+def _documents(task: Task, tally: Tally) -> Iterator[Document]:
+    if task.number:
+        yield from read_lines(task.before / f"{task.shard:05d}" / "docs.jsonl")
+        return
+    shard = task.shards[task.shard]
+    for name, outcome in read_lib.read(shard, task.cfg):
+        if isinstance(outcome, Drop):
+            tally.unreadable("read", shard.source, name, outcome)
+        else:
+            tally.record("read", [outcome], [outcome])
+            yield outcome
+
+
+def _applied(
+    task: Task, walk: Pass, documents: list[Document], rows: np.ndarray, tally: Tally
+) -> list[Document]:
+    """The batch after the decisions of the last barrier."""
+    names = _Names(task.before)
+    for name, step in walk.applied:
+        began = time.perf_counter()
+        decision = _loaded(task.before / "decision" / f"{name}.npy")
+        outcomes: list[Outcome]
+        if isinstance(step, KL):
+            outcomes = step.apply(documents, decision)
+        else:
+            outcomes = step.apply(documents, rows, decision, names)
+        rows = rows[[isinstance(outcome, Document) for outcome in outcomes]]
+        tally.spent(name, time.perf_counter() - began)
+        documents = tally.record(name, documents, outcomes)
+    return documents
+
+
+class _Collected:
+    """What the next barrier needs of a shard."""
+
+    def __init__(self, folder: Path, steps: tuple[Named, ...]) -> None:
+        self._folder, self._steps = folder, steps
+        self._collectors = {name: Collector(folder, name) for name, step in steps if not isinstance(step, KL)}
+        self._counts: dict[str, np.ndarray] = {}
+        self._names: list[bytes] = []
+        self._times: list[float] = []
+
+    def add(self, documents: list[Document], tally: Tally) -> None:
+        for name, step in self._steps:
+            began = time.perf_counter()
+            if isinstance(step, KL):
+                self._counts[name] = self._counts.get(name, 0) + step.count(documents)
+            else:
+                self._collectors[name].add(step.keys(documents), len(self._names))
+            tally.spent(name, time.perf_counter() - began)
+        self._names += [d.name.encode()[:LONGEST_NAME] for d in documents]
+        self._times += [NEVER if (t := seconds(d.time)) is None else t for d in documents]
+
+    def close(self) -> None:
+        for collector in self._collectors.values():
+            collector.flush()
+        for name, counts in self._counts.items():
+            np.save(self._folder / f"{name}.npy", counts)
+        np.save(self._folder / "names.npy", np.array(self._names, np.bytes_))
+        np.save(self._folder / "times.npy", np.array(self._times, np.float64))
+
+
+def decide(task: Task) -> Tally:
+    """The barrier after a pass whose shards are all there: decisions of its collected steps; returns the sum of the
+    tallies."""
+    folder = task.work / str(task.number)
+    shards = [folder / f"{number:05d}" for number in range(len(task.shards))]
+    collected = passes(task.cfg.steps)[task.number].collected
+    total = Tally()
+    for shard in shards:
+        total.add(Tally.from_json(json.loads((shard / "tally.json").read_text(encoding="utf-8"))))
+    if (folder / "decision").is_dir():
+        return total
+    with made(folder / "decision", task.cfg.output) as into:
+        times = [np.load(shard / "times.npy") for shard in shards]
+        offsets = np.concatenate([[0], np.cumsum([len(found) for found in times])]).astype(np.int64)
+        np.save(into / "offsets.npy", offsets)
+        alive = np.ones(offsets[-1], bool)
+        for name, step in collected:
+            began = time.perf_counter()
+            if isinstance(step, KL):
+                counts = [np.load(path) for shard in shards if (path := shard / f"{name}.npy").is_file()]
+                np.save(into / f"{name}.npy", sum(counts, np.zeros(1 << step.bits, np.int64)))
+                continue
+            runs = [
+                (np.load(path, mmap_mode="r"), int(offset))
+                for shard, offset in zip(shards, offsets, strict=False)
+                for path in sorted(shard.glob(f"{name}.*.npy"))
+            ]
+            decision = step.decide(Corpus(runs, alive, np.concatenate(times)))
+            np.save(into / f"{name}.npy", decision)
+            if isinstance(step, Duplicates):
+                alive &= decision < 0
+            total.spent(name, time.perf_counter() - began)
+    return total
+
+
+@dataclass(frozen=True)
+class _Names:
+    """The names of the documents after a pass, by row."""
+
+    folder: Path
+
+    def __getitem__(self, row: int) -> str:
+        shard = int(np.searchsorted(self._offsets, row, "right")) - 1
+        names = _loaded(self.folder / f"{shard:05d}" / "names.npy")
+        return names[row - int(self._offsets[shard])].decode(errors="replace")
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        return _offsets(self.folder)
+
+
+def _offsets(folder: Path) -> np.ndarray:
+    return _loaded(folder / "decision" / "offsets.npy")
+
+
+@lru_cache(maxsize=64)
+def _loaded(path: Path) -> np.ndarray:
+    """A finished file, which never changes, in the memory map."""
+    return np.load(path, mmap_mode="r")
+
+
+@contextlib.contextmanager
+def made(folder: Path, output: str) -> Iterator[Path]:
+    """A folder that is complete or not there. A full disk becomes a sentence."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        with contextlib.suppress(OSError) if folder.is_dir() else contextlib.nullcontext():
+            os.rename(part, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"The disk is full: no room in {output}. Make room, or curate to another disk, and run the same "
+                "command again: finished shards are kept."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{output} cannot be written to: {error.strerror}. Give another output."
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
