@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from min_llm.config import UserError, option
 from min_llm.data import readers
 from min_llm.data.curate import words as words_lib
 from min_llm.data.curate.document import Document, Drop, Outcome
+from min_llm.data.curate.listing import Stamp, stamp
 
 
 class Index(NamedTuple):
@@ -46,7 +47,7 @@ class Decontaminate:
             )
 
     def __call__(self, documents: list[Document]) -> list[Outcome]:
-        index = self._index
+        index = self._index()
         words = words_lib.split([d.text for d in documents])
         grams = words_lib.grams(words.hashes, self.words)
         found = np.take(index.grams, np.searchsorted(index.grams, grams), mode="clip") == grams
@@ -55,44 +56,46 @@ class Decontaminate:
         outcomes: list[Outcome] = list(documents)
         bounds = np.searchsorted(hits, words.offsets)
         for i in np.flatnonzero(np.diff(bounds)).tolist():
-            share, name = self._worst(np.unique(grams[hits[bounds[i] : bounds[i + 1]]]))
+            share, name = _worst(index, self.words, np.unique(grams[hits[bounds[i] : bounds[i + 1]]]))
             if share > self.share:
                 outcomes[i] = Drop("evaluation text", f"holds {share:.0%} of {name}")
         return outcomes
 
-    def _worst(self, grams: np.ndarray) -> tuple[float, str]:
-        """The evaluation text of which these n-grams cover most: how much, and its name."""
-        index = self._index
-        begins = np.searchsorted(index.grams, grams, "left").tolist()
-        ends = np.searchsorted(index.grams, grams, "right").tolist()
-        covered: dict[int, set[int]] = defaultdict(set)
-        for begin, end in zip(begins, ends, strict=True):
-            for k in range(begin, end):
-                place = int(index.places[k])
-                covered[int(index.texts[k])].update(range(place, place + self.words))
-        shares = {text: len(places) / int(index.lengths[text]) for text, places in covered.items()}
-        text = max(shares, key=lambda t: (shares[t], -t))
-        return shares[text], index.names[text]
-
-    @cached_property
     def _index(self) -> Index:
-        pairs = [
-            pair
-            for path in self.against
-            for file in readers.user_files(Path(path).expanduser())
-            for pair in readers.user_file(file, self.field)
-        ]
-        words = words_lib.split([text for _, text in pairs])
-        lengths = np.diff(words.offsets)
-        inside = words_lib.within(words.offsets, self.words)
-        if not inside.any():
-            raise UserError(
-                f"steps.decontaminate: no text in {', '.join(self.against)} has {self.words} words. Give longer texts "
-                "or a smaller steps.decontaminate.words."
-            )
-        grams = words_lib.grams(words.hashes, self.words)[inside]
-        place = np.flatnonzero(inside)
-        texts = np.repeat(np.arange(len(pairs)), lengths)[place]
-        order = np.argsort(grams, kind="stable")
-        places = place - words.offsets[texts]
-        return Index(grams[order], texts[order], places[order], lengths, [name for name, _ in pairs])
+        files = [file for path in self.against for file in readers.user_files(Path(path).expanduser())]
+        return _index(
+            tuple(stamp(file, "steps.decontaminate.against") for file in files), self.field, self.words
+        )
+
+
+def _worst(index: Index, n: int, grams: np.ndarray) -> tuple[float, str]:
+    """The evaluation text of which these n-grams cover most: how much, and its name."""
+    begins = np.searchsorted(index.grams, grams, "left").tolist()
+    ends = np.searchsorted(index.grams, grams, "right").tolist()
+    covered: dict[int, set[int]] = defaultdict(set)
+    for begin, end in zip(begins, ends, strict=True):
+        for k in range(begin, end):
+            place = int(index.places[k])
+            covered[int(index.texts[k])].update(range(place, place + n))
+    shares = {text: len(places) / int(index.lengths[text]) for text, places in covered.items()}
+    text = max(shares, key=lambda t: (shares[t], -t))
+    return shares[text], index.names[text]
+
+
+@lru_cache(maxsize=4)
+def _index(files: tuple[Stamp, ...], field: str, n: int) -> Index:
+    pairs = [pair for file in files for pair in readers.user_file(file.path, field)]
+    words = words_lib.split([text for _, text in pairs])
+    lengths = np.diff(words.offsets)
+    inside = words_lib.within(words.offsets, n)
+    if not inside.any():
+        raise UserError(
+            f"steps.decontaminate: none of the {len(pairs):,} evaluation texts has {n} words. Give longer texts or a "
+            "smaller steps.decontaminate.words."
+        )
+    grams = words_lib.grams(words.hashes, n)[inside]
+    place = np.flatnonzero(inside)
+    texts = np.repeat(np.arange(len(pairs)), lengths)[place]
+    order = np.argsort(grams, kind="stable")
+    places = place - words.offsets[texts]
+    return Index(grams[order], texts[order], places[order], lengths, [name for name, _ in pairs])

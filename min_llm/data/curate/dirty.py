@@ -3,8 +3,9 @@ the idea is that of C4 (Raffel et al. 2020), which dropped a page for a single o
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Int64
 from min_llm.config import UserError, option
 from min_llm.data.curate import words as words_lib
 from min_llm.data.curate.document import Document, Drop, Outcome
-from min_llm.data.curate.listing import read_list
+from min_llm.data.curate.listing import Stamp, read_list, stamp
 
 OWN = Path(__file__).with_name("dirty_words.txt")
 
@@ -39,7 +40,8 @@ class Dirty:
     def counts(self, words: words_lib.Words) -> Int64[np.ndarray, " texts"]:
         """How many words begin a word or phrase of the list, in each text."""
         ends = np.zeros(len(words.offsets), np.int64)
-        for n, listed in self._listed.items():
+        file = stamp(Path(self.file).expanduser() if self.file else OWN, "steps.dirty.file")
+        for n, listed in _listed(file).items():
             if n > len(words.hashes):
                 continue
             grams = words.hashes if n == 1 else words_lib.grams(words.hashes, n)
@@ -49,16 +51,16 @@ class Dirty:
             ends += np.searchsorted(np.flatnonzero(found), words.offsets)
         return np.diff(ends)
 
-    @cached_property
-    def _listed(self) -> dict[int, np.ndarray]:
-        """Number of words -> sorted hashes."""
-        path = Path(self.file).expanduser() if self.file else OWN
-        entries = words_lib.split(read_list(path, "steps.dirty.file"))
-        found: dict[int, list[int]] = {}
-        for begin, end in zip(entries.offsets[:-1].tolist(), entries.offsets[1:].tolist(), strict=True):
+
+@lru_cache(maxsize=4)
+def _listed(file: Stamp) -> dict[int, np.ndarray]:
+    """Number of words -> sorted hashes of the entries that have so many."""
+    entries = words_lib.split(read_list(file.path, "steps.dirty.file"))
+    found: dict[int, list[int]] = {}
+    for begin, end in itertools.pairwise(entries.offsets.tolist()):
+        if n := end - begin:
             hashes = entries.hashes[begin:end]
-            if n := end - begin:
-                found.setdefault(n, []).append(int((hashes if n == 1 else words_lib.grams(hashes, n))[0]))
-        if not found:
-            raise UserError(f"steps.dirty.file: {path} holds no words. Write one word or phrase a line.")
-        return {n: np.unique(np.array(hashes, np.uint64)) for n, hashes in found.items()}
+            found.setdefault(n, []).append(int((hashes if n == 1 else words_lib.grams(hashes, n))[0]))
+    if not found:
+        raise UserError(f"steps.dirty.file: {file.path} holds no words. Write one word or phrase a line.")
+    return {n: np.unique(np.array(hashes, np.uint64)) for n, hashes in found.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from min_llm.config import UserError, option
 from min_llm.data.curate.document import Document, Drop, Outcome, judge
-from min_llm.data.curate.listing import read_list
+from min_llm.data.curate.listing import Stamp, read_list, stamp
+
+SETTING = "steps.domains.file"
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,24 @@ class Domains:
             )
 
     def __call__(self, documents: list[Document]) -> list[Outcome]:
-        return judge(documents, self._reason)
+        blocked = _listed(self.block, stamp(Path(self.file).expanduser(), SETTING) if self.file else None)
+        return judge(documents, lambda document: _reason(document, blocked))
 
-    def _reason(self, document: Document) -> Drop | None:
-        labels = _host(document.url).split(".")
-        for first in range(len(labels)):
-            domain = ".".join(labels[first:])
-            if domain in self._blocked:
-                return Drop("blocked domain", domain)
-        return None
 
-    @cached_property
-    def _blocked(self) -> frozenset[str]:
-        lines = read_list(Path(self.file).expanduser(), "steps.domains.file") if self.file else []
-        entries = [*self.block, *(line.split()[-1] for line in lines)]  # a hosts file: address, name
-        return frozenset(entry.lower().strip(".").removeprefix("www.") for entry in entries)
+def _reason(document: Document, blocked: frozenset[str]) -> Drop | None:
+    labels = _host(document.url).split(".")
+    for first in range(len(labels)):
+        domain = ".".join(labels[first:])
+        if domain in blocked:
+            return Drop("blocked domain", domain)
+    return None
+
+
+@lru_cache(maxsize=4)
+def _listed(block: tuple[str, ...], file: Stamp | None) -> frozenset[str]:
+    lines = read_list(file.path, SETTING) if file else []
+    entries = [*block, *(line.split()[-1] for line in lines)]  # a hosts file: address, name
+    return frozenset(entry.lower().strip(".").removeprefix("www.") for entry in entries)
 
 
 def _host(url: str) -> str:

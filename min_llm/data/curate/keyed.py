@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt64
@@ -83,6 +83,7 @@ def first_of_each(keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     return np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))
 
 
+@runtime_checkable
 class Keyed(Protocol):
     """A step that needs to see equal keys of the whole corpus together."""
 

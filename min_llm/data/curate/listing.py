@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from min_llm.config import UserError
+
+
+class Stamp(NamedTuple):
+    """A file in the state that it is in: what is made from it is remembered while that stays the same."""
+
+    path: Path
+    size: int
+    modified: int
+
+
+def stamp(path: Path, setting: str) -> Stamp:
+    """Raises UserError naming the setting that gave the file."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{setting}: {path} cannot be read: {error.strerror}.") from error
+    return Stamp(path, found.st_size, found.st_mtime_ns)
 
 
 def read_list(path: Path, setting: str) -> list[str]:

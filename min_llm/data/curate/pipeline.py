@@ -62,22 +62,22 @@ def _run(cfg: CurateConfig, folder: Path, found: tuple[Shard, ...], identity: st
     total, walks = Tally(), steps.passes(cfg.steps)
     for number in range(len(walks)):
         done = work / f"{number}.json"
-        tasks = [Task(cfg, work, found, number, shard) for shard in range(len(found))]
+        tasks = [Task(cfg, work, number, index, shard) for index, shard in enumerate(found)]
         if not done.is_file():
             _each(tasks, f"pass {number + 1} of {len(walks)}", cfg.workers)
-            write_atomic(done, json.dumps(decide(tasks[0]).to_json()))
+            write_atomic(done, json.dumps(decide(cfg, work, number, len(found)).to_json()))
         total.add(Tally.from_json(json.loads(done.read_text(encoding="utf-8"))))
         if number:
             shutil.rmtree(work / str(number - 1), ignore_errors=True)
     name = output_name(cfg, last=True)
     files = []
     for task in tasks:
-        path = folder / f"{task.shard:05d}.{cfg.format}"
+        path = folder / f"{task.index:05d}.{cfg.format}"
         if (task.folder / name).is_file():
             os.replace(task.folder / name, path)
         files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)})
     about = {"version": VERSION, "identity": identity, "config": dump(replace(cfg, workers=0))}
-    report.write(folder, about, total, [name for name, _ in cfg.steps.steps], files)
+    report.write(folder, about, total, [named.name for named in cfg.steps.steps], files)
 
 
 def _each(tasks: list[Task], title: str, workers: int) -> None:
@@ -127,12 +127,12 @@ def _identity(cfg: CurateConfig, found: tuple[Shard, ...]) -> str:
         inputs.append([asdict(shard), named, [[s.st_size, s.st_mtime_ns] for _, s in stats]])
     read = [
         file_digest(path)
-        for _, step in cfg.steps.steps
+        for _, step, _ in cfg.steps.steps
         for given in steps.files(step)
         for path in ([given] if given.is_file() else sorted(p for p in given.rglob("*") if p.is_file()))
     ]
     settings = dump(replace(cfg, workers=0, output=""))
-    order = [name for name, _ in cfg.steps.steps]
+    order = [named.name for named in cfg.steps.steps]
     text = json.dumps([VERSION, settings, order, inputs, read], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from min_llm.config import UserError, build, option
+from min_llm.config import UserError, build, nearest, option
 from min_llm.data.curate.steps import USUAL, Steps
 
 
@@ -43,3 +43,10 @@ class CurateConfig:
             )
         if self.workers < 0 or self.longest < 1 or self.together < 1:
             raise UserError("workers must be 0 or more, longest and together at least 1.")
+        for name, _, chosen in self.steps.steps:
+            for source in chosen:
+                if source not in self.inputs:
+                    raise UserError(
+                        f"steps.{name}.sources names {source!r}, which is not under inputs."
+                        f"{nearest(source, list(self.inputs))}"
+                    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from min_llm import config as config_lib
 from min_llm.config import UserError, nearest
@@ -43,14 +43,24 @@ STEPS: dict[str, type] = {
 }
 USUAL = ("extract", "pii", "url", "exact", "minhash", "lines", "repetition", "dirty", "kl")
 
-Step = Any  # a Filter, a Keyed step, or KL
-Named = tuple[str, Step]
+Step = Filter | Keyed | KL
+
+
+class Named(NamedTuple):
+    """A step of a run."""
+
+    name: str
+    step: Step
+    sources: tuple[str, ...] = ()  # it passes over the documents of others; none: it takes all
+
+    def takes(self, source: str) -> bool:
+        return not self.sources or source in self.sources
 
 
 @dataclass(frozen=True)
 class Steps:
     """The steps of a run in their order: a mapping from names to sections of settings, `null` for none of them and
-    `false` to leave a step out."""
+    `false` to leave a step out. Any section may name the `sources` that the step is for."""
 
     steps: tuple[Named, ...]
 
@@ -60,12 +70,24 @@ class Steps:
         for name, section in given.items():
             if name not in STEPS:
                 raise UserError(f"There is no step '{path}.{name}'.{nearest(str(name), list(STEPS))}")
-            if section is not False:
-                found.append((name, config_lib.build(STEPS[name], section or {}, f"{path}.{name}")))
+            if section is False:
+                continue
+            if not isinstance(section, Mapping | None):
+                raise UserError(
+                    f"'{path}.{name}' is {section!r}; write a section of settings, null or false."
+                )
+            settings = dict(section or {})
+            sources = config_lib.convert(
+                settings.pop("sources", ()), tuple[str, ...], f"{path}.{name}.sources"
+            )
+            found.append(Named(name, config_lib.build(STEPS[name], settings, f"{path}.{name}"), sources))
         return cls(tuple(found))
 
     def to_mapping(self) -> dict[str, Any]:
-        return dict(self.steps)
+        return {
+            name: {**config_lib.dump(step), **({"sources": sources} if sources else {})}
+            for name, step, sources in self.steps
+        }
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,7 @@ class Pass:
     """One walk over all shards: the decisions of the last barrier, then filters, then what the next barrier needs."""
 
     applied: tuple[Named, ...] = ()
-    filters: tuple[tuple[str, Filter], ...] = ()
+    filters: tuple[Named, ...] = ()
     collected: tuple[Named, ...] = ()
 
 
@@ -84,13 +106,13 @@ def passes(steps: Steps) -> list[Pass]:
     applied: tuple[Named, ...] = ()
     filters: list[Named] = []
     collected: list[Named] = []
-    for name, step in steps.steps:
-        barrier = isinstance(step, KL) or hasattr(step, "keys")
-        ended = collected and (isinstance(step, KL) or not isinstance(collected[-1][1], Duplicates))
-        if collected and (not barrier or ended):
+    for named in steps.steps:
+        barrier = isinstance(named.step, KL | Keyed)
+        ended = isinstance(named.step, KL) or (collected and not isinstance(collected[-1].step, Duplicates))
+        if collected and (ended or not barrier):
             walks.append(Pass(applied, tuple(filters), tuple(collected)))
             applied, filters, collected = walks[-1].collected, [], []
-        (collected if barrier else filters).append((name, step))
+        (collected if barrier else filters).append(named)
     if collected:
         walks.append(Pass(applied, tuple(filters), tuple(collected)))
         applied, filters = walks[-1].collected, []
@@ -101,6 +123,3 @@ def files(step: Step) -> list[Path]:
     """The files that a step reads: their content belongs to the identity of a run."""
     names = [getattr(step, "file", ""), *getattr(step, "against", ())]
     return [Path(name).expanduser() for name in names if name]
-
-
-__all__ = ["STEPS", "USUAL", "Keyed", "Pass", "Steps", "files", "passes"]

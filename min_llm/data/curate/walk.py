@@ -27,8 +27,8 @@ import numpy as np
 
 from min_llm.config import UserError
 from min_llm.data.curate import read as read_lib
-from min_llm.data.curate.document import Document, Drop, Outcome
-from min_llm.data.curate.keyed import Collector, Corpus, Duplicates
+from min_llm.data.curate.document import Document, Drop
+from min_llm.data.curate.keyed import Collector, Corpus, Duplicates, Keyed
 from min_llm.data.curate.kl import KL
 from min_llm.data.curate.settings import CurateConfig
 from min_llm.data.curate.steps import Named, Pass, passes
@@ -42,17 +42,17 @@ LONGEST_NAME = 200  # bytes of a name in "duplicate of"
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is told: pass `number` over shard `shard` of `shards`."""
+    """What a process is told: pass `number` over the shard with this `index`."""
 
     cfg: CurateConfig
     work: Path
-    shards: tuple[read_lib.Shard, ...]
     number: int
-    shard: int
+    index: int
+    shard: read_lib.Shard
 
     @property
     def folder(self) -> Path:
-        return self.work / str(self.number) / f"{self.shard:05d}"
+        return self.work / str(self.number) / f"{self.index:05d}"
 
     @property
     def before(self) -> Path:
@@ -72,28 +72,20 @@ def run_shard(task: Task) -> None:
     walk, last = walks[task.number], task.number == len(walks) - 1
     with made(task.folder, task.cfg.output) as folder:
         tally = Tally()
-        collected = _Collected(folder, walk.collected)
+        collected = _Collected(folder, task.shard.source, walk.collected)
         with writer(folder / output_name(task.cfg, last), task.cfg.format if last else "jsonl") as out:
             for documents, rows in _arrivals(task, tally):
                 documents = _applied(task, walk, documents, rows, tally)
-                for name, step in walk.filters:
-                    documents = _timed(tally, name, documents, step)
+                documents = _filtered(task, walk, documents, tally)
                 collected.add(documents, tally)
                 out.write(documents)
         collected.close()
         (folder / "tally.json").write_text(json.dumps(tally.to_json()), encoding="utf-8")
 
 
-def _timed(tally: Tally, name: str, documents: list[Document], step: object) -> list[Document]:
-    began = time.perf_counter()
-    outcomes = step(documents)  # type: ignore[operator]
-    tally.spent(name, time.perf_counter() - began)
-    return tally.record(name, documents, outcomes)
-
-
 def _arrivals(task: Task, tally: Tally) -> Iterator[tuple[list[Document], np.ndarray]]:
     """Batches, with the rows that the documents had in the last pass."""
-    first = int(_offsets(task.before)[task.shard]) if task.number else 0
+    first = int(_offsets(task.before)[task.index]) if task.number else 0
     batch: list[Document] = []
     size = 0
     for document in _documents(task, tally):
@@ -109,12 +101,11 @@ def _arrivals(task: Task, tally: Tally) -> Iterator[tuple[list[Document], np.nda
 
 def _documents(task: Task, tally: Tally) -> Iterator[Document]:
     if task.number:
-        yield from read_lines(task.before / f"{task.shard:05d}" / "docs.jsonl")
+        yield from read_lines(task.before / f"{task.index:05d}" / "docs.jsonl")
         return
-    shard = task.shards[task.shard]
-    for name, outcome in read_lib.read(shard, task.cfg):
+    for name, outcome in read_lib.read(task.shard, task.cfg):
         if isinstance(outcome, Drop):
-            tally.unreadable("read", shard.source, name, outcome)
+            tally.unreadable("read", task.shard.source, name, outcome)
         else:
             tally.record("read", [outcome], [outcome])
             yield outcome
@@ -125,36 +116,50 @@ def _applied(
 ) -> list[Document]:
     """The batch after the decisions of the last barrier."""
     names = _Names(task.before)
-    for name, step in walk.applied:
+    for name, step, _ in _taking(walk.applied, task.shard.source):
         began = time.perf_counter()
         decision = _loaded(task.before / "decision" / f"{name}.npy")
-        outcomes: list[Outcome]
         if isinstance(step, KL):
             outcomes = step.apply(documents, decision)
-        else:
+        elif isinstance(step, Keyed):
             outcomes = step.apply(documents, rows, decision, names)
-        rows = rows[[isinstance(outcome, Document) for outcome in outcomes]]
+            rows = rows[[isinstance(outcome, Document) for outcome in outcomes]]
         tally.spent(name, time.perf_counter() - began)
         documents = tally.record(name, documents, outcomes)
     return documents
 
 
+def _filtered(task: Task, walk: Pass, documents: list[Document], tally: Tally) -> list[Document]:
+    for name, step, _ in _taking(walk.filters, task.shard.source):
+        began = time.perf_counter()
+        outcomes = step(documents)  # type: ignore[operator]
+        tally.spent(name, time.perf_counter() - began)
+        documents = tally.record(name, documents, outcomes)
+    return documents
+
+
+def _taking(steps: tuple[Named, ...], source: str) -> list[Named]:
+    return [named for named in steps if named.takes(source)]
+
+
 class _Collected:
     """What the next barrier needs of a shard."""
 
-    def __init__(self, folder: Path, steps: tuple[Named, ...]) -> None:
-        self._folder, self._steps = folder, steps
-        self._collectors = {name: Collector(folder, name) for name, step in steps if not isinstance(step, KL)}
+    def __init__(self, folder: Path, source: str, steps: tuple[Named, ...]) -> None:
+        self._folder, self._steps = folder, _taking(steps, source)
+        self._collectors = {
+            name: Collector(folder, name) for name, step, _ in steps if isinstance(step, Keyed)
+        }
         self._counts: dict[str, np.ndarray] = {}
         self._names: list[bytes] = []
         self._times: list[float] = []
 
     def add(self, documents: list[Document], tally: Tally) -> None:
-        for name, step in self._steps:
+        for name, step, _ in self._steps:
             began = time.perf_counter()
             if isinstance(step, KL):
                 self._counts[name] = self._counts.get(name, 0) + step.count(documents)
-            else:
+            elif isinstance(step, Keyed):
                 self._collectors[name].add(step.keys(documents), len(self._names))
             tally.spent(name, time.perf_counter() - began)
         self._names += [d.name.encode()[:LONGEST_NAME] for d in documents]
@@ -169,23 +174,23 @@ class _Collected:
         np.save(self._folder / "times.npy", np.array(self._times, np.float64))
 
 
-def decide(task: Task) -> Tally:
+def decide(cfg: CurateConfig, work: Path, number: int, shards_: int) -> Tally:
     """The barrier after a pass whose shards are all there: decisions of its collected steps; returns the sum of the
     tallies."""
-    folder = task.work / str(task.number)
-    shards = [folder / f"{number:05d}" for number in range(len(task.shards))]
-    collected = passes(task.cfg.steps)[task.number].collected
+    folder = work / str(number)
+    shards = [folder / f"{index:05d}" for index in range(shards_)]
+    collected = passes(cfg.steps)[number].collected
     total = Tally()
     for shard in shards:
         total.add(Tally.from_json(json.loads((shard / "tally.json").read_text(encoding="utf-8"))))
     if (folder / "decision").is_dir():
         return total
-    with made(folder / "decision", task.cfg.output) as into:
+    with made(folder / "decision", cfg.output) as into:
         times = [np.load(shard / "times.npy") for shard in shards]
         offsets = np.concatenate([[0], np.cumsum([len(found) for found in times])]).astype(np.int64)
         np.save(into / "offsets.npy", offsets)
         alive = np.ones(offsets[-1], bool)
-        for name, step in collected:
+        for name, step, _ in collected:
             began = time.perf_counter()
             if isinstance(step, KL):
                 counts = [np.load(path) for shard in shards if (path := shard / f"{name}.npy").is_file()]
@@ -196,6 +201,7 @@ def decide(task: Task) -> Tally:
                 for shard, offset in zip(shards, offsets, strict=False)
                 for path in sorted(shard.glob(f"{name}.*.npy"))
             ]
+            assert isinstance(step, Keyed)
             decision = step.decide(Corpus(runs, alive, np.concatenate(times)))
             np.save(into / f"{name}.npy", decision)
             if isinstance(step, Duplicates):
