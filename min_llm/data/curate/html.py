@@ -10,25 +10,35 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from min_llm.data.curate import markdown
 from min_llm.data.curate.tags import End, Start, tokens
 
 VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
-HIDDEN = frozenset(
-    "script style noscript template head iframe object svg canvas audio video map select option textarea button "
-    "dialog".split()
-)
-SURROUNDING = frozenset("nav aside footer form menu".split())
+OF_TAG = {
+    tag: effect
+    for effect, tags in {
+        "hidden": "script style noscript template head iframe object svg canvas audio video map select option textarea "
+        "button dialog",
+        "named": "nav aside footer form menu",
+        "main": "main article",
+        "formula": "math",
+    }.items()
+    for tag in tags.split()
+}
 WHOLE = frozenset("html body".split())  # their class says what the page has, not what they are
-CODE = ("pre", "code", "kbd", "samp", "tt")
+CODE = frozenset("pre code kbd samp tt".split())
+ANCHORS = ("#", "¶", "§")  # what links to a heading show
+EFFECTS = ("", "hidden", "tex", "display", "formula", "main", "named")  # on what is inside (`_effect`)
 BLOCKS = frozenset(
     "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure footer form "
     "h1 h2 h3 h4 h5 h6 header hr html legend li main nav ol p pre section summary table tbody tfoot thead tr ul".split()
 )
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
+TIGHT = {"li": "list", "tr": "table", "dt": "terms", "dd": "terms"}  # no blank line between those of one kind
 CLOSED_BY = {  # an open element of the key ends where one of these begins
     "p": BLOCKS,
     "li": frozenset({"li"}),
@@ -51,9 +61,7 @@ NAMES = re.compile(
 )
 TEX = re.compile(r"(?:math|application/x-)/?tex(?P<display>; *mode=display)?", re.IGNORECASE)
 SPACE = re.compile(r"\s+")
-LOOKS_LIKE = re.compile(
-    r"<!doctype html|<(?:html|head|body)[\s>]|<(p|div|table|ul|h1|article)(?:\s[^<>]*)?>.*</\1>", re.I | re.S
-)
+LOOKS_LIKE = re.compile(r"<!doctype html|<(?:html|head|body|article|div|h1|p|table|ul)[\s>]", re.IGNORECASE)
 LOOKED_AT = 20_000  # characters, to tell whether a text is a page
 
 LINKED = 0.5  # a block with a larger share of characters in links is a menu …
@@ -93,6 +101,11 @@ def extract(page: str) -> str:
     return _joined(_with_bodies([block for block in blocks if not _is_menu(block)]))
 
 
+@lru_cache(maxsize=4096)
+def _is_boilerplate(names: str) -> bool:
+    return NAMES.search(names) is not None
+
+
 def _is_menu(block: Block) -> bool:
     if block.tag == "pre" or not block.linked:
         return False
@@ -114,9 +127,9 @@ def _with_bodies(blocks: list[Block]) -> list[Block]:
 
 def _joined(blocks: list[Block]) -> str:
     parts: list[str] = []
-    for i, block in enumerate(blocks):
-        if i:
-            tight = block.tag in ("li", "tr", "dd", "dt") and blocks[i - 1].tag in ("li", "tr", "dd", "dt")
+    for before, block in zip([None, *blocks], blocks, strict=False):
+        if before is not None:
+            tight = TIGHT.get(before.tag) and TIGHT.get(before.tag) == TIGHT.get(block.tag)
             parts.append("\n" if tight else "\n\n")
         parts.append(block.text)
     return "".join(parts)
@@ -129,8 +142,9 @@ class _Page:
         self._blocks: list[Block] = []
         self._block: Block | None = None
         self._open: list[tuple[str, str]] = []  # tag, and its effect on what is inside (`_effect`)
-        self._tags: Counter[str] = Counter()  # open elements by tag
-        self._inside: Counter[str] = Counter()  # open elements by effect
+        self._tags: defaultdict[str, int] = defaultdict(int)  # open elements by tag
+        self._inside = dict.fromkeys(EFFECTS, 0)  # open elements by effect
+        self._code = 0  # open elements in which white space counts
         self._formula: list[str] = []  # the characters of a formula without TeX
 
     def read(self, page: str) -> list[Block]:
@@ -164,6 +178,7 @@ class _Page:
         self._open.append((tag, effect))
         self._inside[effect] += 1
         self._tags[tag] += 1
+        self._code += tag in CODE
 
     def _end(self, token: End) -> None:
         if self._tags[token.tag]:
@@ -180,9 +195,9 @@ class _Page:
             self._formula.clear()
         elif self._inside["formula"]:
             self._formula.append(text)
-        elif any(self._tags[tag] for tag in CODE):
+        elif self._code:
             self._add(text, exact=True)
-        else:
+        elif not (self._tags["a"] and text.strip() in ANCHORS):
             self._add(SPACE.sub(" ", text))
 
     def _end_block(self) -> None:
@@ -194,19 +209,20 @@ class _Page:
 
     def _effect(self, tag: str, given: dict[str, str]) -> str:
         """hidden: never text; tex, display: TeX; formula: MathML; main: the page's own; named: called boilerplate."""
-        kind = given.get("type") or given.get("encoding") or ""
-        if tag in ("script", "annotation") and (tex := TEX.match(kind)):
+        if not given:
+            return OF_TAG.get(tag, "")
+        if tag in ("script", "annotation") and (
+            tex := TEX.match(given.get("type") or given.get("encoding") or "")
+        ):
             return "display" if tex["display"] else "tex"
-        if tag == "math":
-            return "hidden" if given.get("alttext") else "formula"
         names, role = f"{given.get('class', '')} {given.get('id', '')}", given.get("role")
-        if tag in HIDDEN or "hidden" in given or "katex-html" in names:
+        if (tag == "math" and given.get("alttext")) or "hidden" in given or "katex-html" in names:
             return "hidden"
-        if tag in ("main", "article") or role == "main":
-            return "main"
-        if tag in SURROUNDING or role in ROLES:
-            return "named"
-        return "named" if len(names) > 1 and tag not in WHOLE and NAMES.search(names) else ""
+        if role == "main" or role in ROLES:
+            return "main" if role == "main" else "named"
+        if effect := OF_TAG.get(tag):
+            return effect
+        return "named" if len(names) > 1 and tag not in WHOLE and _is_boilerplate(names) else ""
 
     def _void(self, tag: str, given: dict[str, str]) -> None:
         if tag == "br":
@@ -220,6 +236,7 @@ class _Page:
         tag, effect = self._open.pop()
         self._inside[effect] -= 1
         self._tags[tag] -= 1
+        self._code -= tag in CODE
         if self._inside["hidden"]:
             return
         if effect == "formula" and self._formula:

@@ -12,10 +12,19 @@ RULE = re.compile(r"^ {0,3}(?:(?:\*[ \t]*){3,}|(?:_[ \t]*){3,}|(?:-[ \t]*){3,})$
 DEFINITION = re.compile(r"^ {0,3}\[[^\]\n]+\]:[ \t]+\S+.*$")
 QUOTE = re.compile(r"^ {0,3}(?:> ?)+")
 BULLET = re.compile(r"^([ \t]*)[*+-][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)")
-DIVIDER = re.compile(r"^ {0,3}\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+(?:[ \t]*:?-{3,}:?[ \t]*)?$")
+DIVIDER = re.compile(r"^(?=.*\|)(?=.*-)[ \t|:-]+$")  # under the head of a table
 INDENTED = re.compile(r"^(?: {4}|\t)")
 
-SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+# Code spans lose their backquotes and nothing else; TeX loses nothing.
+EXACT = re.compile(
+    r"(?<!`)(?P<ticks>`+)(?!`)(?P<code>.+?)(?<!`)(?P=ticks)(?!`)"
+    r"|\$\$[^$]+\$\$|(?<![\w$])\$[^\s$](?:[^$\n]*[^\s$\\])?\$(?![\w$])|\\\([^\n]+?\\\)|\\\[[^\[\]]+\\\]",
+    re.DOTALL,
+)
+ESCAPED = "\\`*_{}[]()#+.!|>~-"
+ESCAPE = re.compile(r"\\([" + re.escape(ESCAPED) + "])")
+ASIDE = {character: chr(0xFDD0 + i) for i, character in enumerate(ESCAPED)}  # no characters, says Unicode
+BACK = {ord(aside): character for character, aside in ASIDE.items()}
 INLINE = (
     (
         re.compile(r"!\[([^\]\n]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)*\)|\[[^\]\n]*\])"),
@@ -28,7 +37,6 @@ INLINE = (
     (re.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=\S)\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<![\w_])_(?=[^\s_])([^_\n]+?)(?<=\S)_(?![\w_])"), r"\1"),
     (re.compile(r"~~(?=\S)(.+?)(?<=\S)~~", re.DOTALL), r"\1"),
-    (re.compile(r"\\([\\`*_{}\[\]()#+.!|>~-])"), r"\1"),
 )
 
 
@@ -66,20 +74,23 @@ def strip(text: str) -> str:
 
 
 def strip_inline(text: str) -> str:
-    """Prose without the markers inside lines; code spans lose their backquotes and nothing else."""
+    """Prose without the markers inside lines."""
     if not any(mark in text for mark in "`*_[~\\"):
         return text
     parts, place = [], 0
-    for span in SPAN.finditer(text):
-        parts += [_replaced(text[place : span.start()]), span[2]]
-        place = span.end()
+    for exact in EXACT.finditer(text):
+        parts += [_replaced(text[place : exact.start()]), exact["code"] or exact[0]]
+        place = exact.end()
     return "".join(parts) + _replaced(text[place:])
 
 
 def _replaced(text: str) -> str:
+    escaped = "\\" in text
+    if escaped:
+        text = ESCAPE.sub(lambda match: ASIDE[match[1]], text)
     for pattern, replacement in INLINE:
         text = pattern.sub(replacement, text)
-    return text
+    return text.translate(BACK) if escaped else text
 
 
 def _is_rule(lines: list[str], number: int) -> bool:
