@@ -97,10 +97,10 @@ def _suffix(path: Path) -> str:
 
 def _grouped(source: str, files: list[Path], together: int) -> list[Shard]:
     groups: list[list[str]] = []
-    size = together
+    size = 0
     for file in files:
         bytes_ = file.stat().st_size
-        if size + bytes_ > together:
+        if not groups or size + bytes_ > together:
             groups.append([])
             size = 0
         groups[-1].append(str(file))
@@ -233,11 +233,19 @@ def _document(row: dict[str, Any], name: str, source: str, fields: Fields) -> Ou
         return Drop(f"field {fields.url!r} is no string", f"but {type(url).__name__}")
     if not isinstance(time, str | int | float | None) or seconds(time) is None:
         return Drop(f"field {fields.time!r} is no time", f"but {time!r:.80}")
-    meta = row.pop("meta", {})
-    if not isinstance(meta, dict):
-        meta = {"meta": meta}
+    meta = _meta(row.pop("meta", None))
     named = str(given) if given not in (None, "") else name
     return _checked(Document(named, text, source, url or "", time, meta | row))
+
+
+def _meta(given: Any) -> dict[str, Any]:
+    """The `meta` of a file that curation wrote; in .parquet it is a string."""
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError):
+            given = json.loads(given)
+    if given is None:
+        return {}
+    return given if isinstance(given, dict) else {"meta": given}
 
 
 def _checked(document: Document) -> Outcome:
