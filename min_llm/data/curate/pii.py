@@ -19,7 +19,9 @@ EMAIL = re.compile(
     r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w-])"
 )
 # A run that begins and ends with a digit (or opens with + or a bracket); what it is, if anything, the digits tell.
-NUMBER = re.compile(r"(?<![\w.,+/=#$€£-])(?:\+|\((?=\d{2,5}\)))?\d(?:[ .()/-]{0,2}\d){6,18}(?![\w=]|[.,/-]\d)")
+NUMBER = re.compile(
+    r"(?<![\w.,+/=#$€£-])(?:\+|\((?=\d{2,5}\)))?\d(?:[ .()/-]{0,2}\d){6,18}(?![\w=]|[.,/-]\d)"
+)
 IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{3,36}(?![\w:.])")
 DATE = re.compile(

@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,18 @@ def _run(cfg: CurateConfig, folder: Path, found: tuple[Shard, ...], identity: st
     work = folder / "work"
     write_atomic(work / "identity", identity)
     total, walks = Tally(), steps.passes(cfg.steps)
-    for number in range(len(walks)):
-        done = work / f"{number}.json"
-        tasks = [Task(cfg, work, number, index, shard) for index, shard in enumerate(found)]
-        if not done.is_file():
-            _each(tasks, f"pass {number + 1} of {len(walks)}", cfg.workers)
-            write_atomic(done, json.dumps(decide(cfg, work, number, len(found)).to_json()))
-        total.add(Tally.from_json(json.loads(done.read_text(encoding="utf-8"))))
-        if number:
-            shutil.rmtree(work / str(number - 1), ignore_errors=True)
+    with _mapper(min(cfg.workers or os.cpu_count() or 1, len(found))) as mapped:
+        for number in range(len(walks)):
+            done = work / f"{number}.json"
+            tasks = [Task(cfg, work, number, index, shard) for index, shard in enumerate(found)]
+            if not done.is_file():
+                with reporter().progress(len(tasks), f"pass {number + 1} of {len(walks)}") as progress:
+                    for _ in mapped(tasks):
+                        progress.advance()
+                write_atomic(done, json.dumps(decide(cfg, work, number, len(found)).to_json()))
+            total.add(Tally.from_json(json.loads(done.read_text(encoding="utf-8"))))
+            if number:
+                shutil.rmtree(work / str(number - 1), ignore_errors=True)
     name = output_name(cfg, last=True)
     files = []
     for task in tasks:
@@ -80,30 +83,29 @@ def _run(cfg: CurateConfig, folder: Path, found: tuple[Shard, ...], identity: st
     report.write(folder, about, total, [named.name for named in cfg.steps.steps], files)
 
 
-def _each(tasks: list[Task], title: str, workers: int) -> None:
-    """Run all tasks in processes."""
-    todo = [task for task in tasks if not task.folder.is_dir()]
-    with reporter().progress(len(tasks), title, len(tasks) - len(todo)) as progress:
-        workers = min(workers or os.cpu_count() or 1, len(todo))
-        if workers <= 1:
-            for task in todo:
-                run_shard(task)
-                progress.advance()
-            return
-        # spawn: a fork beside JAX's threads may hang
-        context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_follow_parent)
-        try:
-            for future in concurrent.futures.as_completed([pool.submit(run_shard, task) for task in todo]):
-                future.result()
-                progress.advance()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(
-                "A worker process was killed, most often because the memory was full. Run the same command again: "
-                "finished shards are kept; a smaller `workers` or `longest` needs less memory."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+@contextlib.contextmanager
+def _mapper(workers: int) -> Iterator[Callable[[list[Task]], Iterator[None]]]:
+    """A function that runs tasks and yields as each of them is done: here, or in several processes."""
+    if workers <= 1:
+        yield lambda tasks: map(run_shard, tasks)
+        return
+    # spawn: a fork beside JAX's threads may hang
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_follow_parent)
+
+    def mapped(tasks: list[Task]) -> Iterator[None]:
+        for future in concurrent.futures.as_completed([pool.submit(run_shard, task) for task in tasks]):
+            yield future.result()
+
+    try:
+        yield mapped
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            "A worker process was killed, most often because the memory was full. Run the same command again: "
+            "finished shards are kept; a smaller `workers` or `longest` needs less memory."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _follow_parent() -> None:

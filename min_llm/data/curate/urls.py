@@ -14,6 +14,7 @@ from min_llm.data.curate.exact import fingerprints
 from min_llm.data.curate.keyed import Corpus, Duplicates, Keys, first_of_each
 
 NEVER = -np.inf  # older than any time
+LATEST = 253_402_300_800  # the year 10000: what is more counts milliseconds
 PORTS = {"http": "80", "https": "443"}
 TRACKING = re.compile(
     r"utm_\w+|fbclid|gclid|dclid|msclkid|yclid|mc_[ce]id|igshid|ref_src|_ga|_hsenc|_hsmi|(php|j)?sess(ion)?_?id",
@@ -62,8 +63,8 @@ def seconds(time: str | float | None) -> float | None:
     """Seconds since 1970 of a document's time, NEVER for none; None where it cannot be read."""
     if time is None or time == "":
         return NEVER
-    if isinstance(time, (int, float)):
-        return float(time)
+    if isinstance(time, int | float):
+        return float(time) if abs(time) < LATEST else None
     try:
         moment = datetime.fromisoformat(time)
     except ValueError:

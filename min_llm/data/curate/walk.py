@@ -27,7 +27,7 @@ import numpy as np
 
 from min_llm.config import UserError
 from min_llm.data.curate import read as read_lib
-from min_llm.data.curate.document import Document, Drop
+from min_llm.data.curate.document import Document, Drop, Outcome
 from min_llm.data.curate.keyed import Collector, Corpus, Duplicates, Keyed
 from min_llm.data.curate.kl import KL
 from min_llm.data.curate.settings import CurateConfig
@@ -116,37 +116,42 @@ def _applied(
 ) -> list[Document]:
     """The batch after the decisions of the last barrier."""
     names = _Names(task.before)
-    for name, step, _ in _taking(walk.applied, task.shard.source):
-        began = time.perf_counter()
-        decision = _loaded(task.before / "decision" / f"{name}.npy")
-        if isinstance(step, KL):
-            outcomes = step.apply(documents, decision)
-        elif isinstance(step, Keyed):
-            outcomes = step.apply(documents, rows, decision, names)
+    for named in walk.applied:
+        with _timed(tally, named.name):
+            decision = _loaded(task.before / "decision" / f"{named.name}.npy")
+            outcomes: list[Outcome] = list(documents)
+            if named.takes(task.shard.source):
+                if isinstance(named.step, KL):
+                    outcomes = named.step.apply(documents, decision)
+                elif isinstance(named.step, Keyed):
+                    outcomes = named.step.apply(documents, rows, decision, names)
             rows = rows[[isinstance(outcome, Document) for outcome in outcomes]]
-        tally.spent(name, time.perf_counter() - began)
-        documents = tally.record(name, documents, outcomes)
+        documents = tally.record(named.name, documents, outcomes)
     return documents
 
 
 def _filtered(task: Task, walk: Pass, documents: list[Document], tally: Tally) -> list[Document]:
-    for name, step, _ in _taking(walk.filters, task.shard.source):
-        began = time.perf_counter()
-        outcomes = step(documents)  # type: ignore[operator]
-        tally.spent(name, time.perf_counter() - began)
-        documents = tally.record(name, documents, outcomes)
+    """The batch after the filters of a pass."""
+    for named in walk.filters:
+        with _timed(tally, named.name):
+            takes = named.takes(task.shard.source)
+            outcomes = named.step(documents) if takes else list(documents)  # type: ignore[operator]
+        documents = tally.record(named.name, documents, outcomes)
     return documents
 
 
-def _taking(steps: tuple[Named, ...], source: str) -> list[Named]:
-    return [named for named in steps if named.takes(source)]
+@contextlib.contextmanager
+def _timed(tally: Tally, step: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    tally.spent(step, time.perf_counter() - began)
 
 
 class _Collected:
     """What the next barrier needs of a shard."""
 
     def __init__(self, folder: Path, source: str, steps: tuple[Named, ...]) -> None:
-        self._folder, self._steps = folder, _taking(steps, source)
+        self._folder, self._steps = folder, [named for named in steps if named.takes(source)]
         self._collectors = {
             name: Collector(folder, name) for name, step, _ in steps if isinstance(step, Keyed)
         }
@@ -156,12 +161,11 @@ class _Collected:
 
     def add(self, documents: list[Document], tally: Tally) -> None:
         for name, step, _ in self._steps:
-            began = time.perf_counter()
-            if isinstance(step, KL):
-                self._counts[name] = self._counts.get(name, 0) + step.count(documents)
-            elif isinstance(step, Keyed):
-                self._collectors[name].add(step.keys(documents), len(self._names))
-            tally.spent(name, time.perf_counter() - began)
+            with _timed(tally, name):
+                if isinstance(step, KL):
+                    self._counts[name] = self._counts.get(name, 0) + step.count(documents)
+                elif isinstance(step, Keyed):
+                    self._collectors[name].add(step.keys(documents), len(self._names))
         self._names += [d.name.encode()[:LONGEST_NAME] for d in documents]
         self._times += [NEVER if (t := seconds(d.time)) is None else t for d in documents]
 
@@ -191,22 +195,20 @@ def decide(cfg: CurateConfig, work: Path, number: int, shards_: int) -> Tally:
         np.save(into / "offsets.npy", offsets)
         alive = np.ones(offsets[-1], bool)
         for name, step, _ in collected:
-            began = time.perf_counter()
-            if isinstance(step, KL):
-                counts = [np.load(path) for shard in shards if (path := shard / f"{name}.npy").is_file()]
-                np.save(into / f"{name}.npy", sum(counts, np.zeros(1 << step.bits, np.int64)))
-                continue
-            runs = [
-                (np.load(path, mmap_mode="r"), int(offset))
-                for shard, offset in zip(shards, offsets, strict=False)
-                for path in sorted(shard.glob(f"{name}.*.npy"))
-            ]
-            assert isinstance(step, Keyed)
-            decision = step.decide(Corpus(runs, alive, np.concatenate(times)))
+            with _timed(total, name):
+                if isinstance(step, KL):
+                    counts = [np.load(path) for shard in shards if (path := shard / f"{name}.npy").is_file()]
+                    decision = sum(counts, np.zeros(1 << step.bits, np.int64))
+                elif isinstance(step, Keyed):
+                    runs = [
+                        (np.load(path, mmap_mode="r"), int(offset))
+                        for shard, offset in zip(shards, offsets, strict=False)
+                        for path in shard.glob(f"{name}.*.npy")
+                    ]
+                    decision = step.decide(Corpus(runs, alive, np.concatenate(times)))
             np.save(into / f"{name}.npy", decision)
             if isinstance(step, Duplicates):
                 alive &= decision < 0
-            total.spent(name, time.perf_counter() - began)
     return total
 
 

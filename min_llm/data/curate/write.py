@@ -7,6 +7,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -63,7 +64,7 @@ def _row(document: Document) -> dict[str, Any]:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Writer]:
-    """Columns of strings; `meta` as JSON."""
+    """Columns of strings: `meta` as JSON, times in ISO 8601."""
     arrow = _pyarrow(path)
     import pyarrow.parquet as parquet
 
@@ -73,7 +74,8 @@ def _parquet(path: Path) -> Iterator[Writer]:
         def write(self, documents: list[Document]) -> None:
             rows = [_row(d) for d in documents]
             for row in rows:
-                row["time"] = str(row["time"]) if "time" in row else None
+                if not isinstance(row.get("time"), str | None):
+                    row["time"] = datetime.fromtimestamp(row["time"], UTC).isoformat()
                 row["meta"] = (
                     json.dumps(row["meta"], ensure_ascii=False, default=str) if "meta" in row else None
                 )

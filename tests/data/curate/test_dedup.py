@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from min_llm.data.curate import keyed, minhash, words
+from min_llm.data.curate import keyed
 from min_llm.data.curate.document import Document, Drop
 from min_llm.data.curate.exact import Exact
 from min_llm.data.curate.keyed import Collector, Corpus
@@ -24,7 +24,9 @@ def corpus(step, documents, tmp_path, shards=1):
         for i in part:
             collector.add(step.keys([documents[i]]), int(i) - first)
         collector.flush()
-        runs += [(np.load(path, mmap_mode="r"), first) for path in sorted(tmp_path.glob(f"shard{number}.*.npy"))]
+        runs += [
+            (np.load(path, mmap_mode="r"), first) for path in sorted(tmp_path.glob(f"shard{number}.*.npy"))
+        ]
         first += len(part)
     times = np.array([seconds(d.time) for d in documents])
     return Corpus(runs, np.ones(len(documents), bool), times)
@@ -78,7 +80,11 @@ def test_any_url_has_a_key(url):
 
 
 def test_urls_are_normalised():
-    same = ["http://x.org/a%20b//c/?q=1&p=%C3%A9#z", "https://www.X.org:443/a b/c?p=é&gclid=7&q=1", "//x.org/a+b/c"]
+    same = [
+        "http://x.org/a%20b//c/?q=1&p=%C3%A9#z",
+        "https://www.X.org:443/a b/c?p=é&gclid=7&q=1",
+        "//x.org/a+b/c",
+    ]
     assert normalised(same[0]) == normalised(same[1]) == "x.org/a b/c?p=%C3%A9&q=1"
     assert normalised(same[2]) == "x.org/a+b/c"  # a plus is a blank in queries only
     assert normalised("http://x.org:8080/") == "x.org:8080" != normalised("http://x.org/")

@@ -141,7 +141,7 @@ def test_divergence_is_never_negative_and_equals_the_formula(texts):
 def test_junk_ranks_above_the_99th_percentile():
     """Encoded data, random letters and bytes read as Latin-1 among encyclopedia articles of equal length."""
     draw = random.Random(0)
-    articles = [text for _, text in sources.resolve("wiki-en").documents() if 80 <= len(text.split())][:3000]
+    articles = [text for _, text in sources.resolve("wiki-en").documents() if len(text.split()) >= 80][:3000]
     data = draw.randbytes(600)
     letters = " ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(100))
     junk = [
@@ -194,7 +194,10 @@ def test_documents_that_hold_evaluation_texts(questions):
     outcomes = step(docs(*texts))
     assert [i for i, o in enumerate(outcomes) if isinstance(o, Drop)] == [0, 1, 3]
     assert outcomes[0] == Drop("evaluation text", "holds 100% of eval.jsonl:1")
-    assert outcomes[1].detail == "holds 100% of eval.jsonl:2" and outcomes[3].detail == "holds 53% of eval.jsonl:1"
+    assert (
+        outcomes[1].detail == "holds 100% of eval.jsonl:2"
+        and outcomes[3].detail == "holds 53% of eval.jsonl:1"
+    )
 
 
 def test_real_questions_are_found_in_a_crawl(shared_data):

@@ -1,5 +1,6 @@
 """Personal data: precision and recall on a planted corpus, and what real text has of it."""
 
+import itertools
 import random
 
 import pytest
@@ -11,7 +12,13 @@ from min_llm.data.curate.document import Document, Drop
 from min_llm.data.curate.pii import PII, find, luhn, masked
 
 PLANTED = {
-    "email": ["jo.public@example.com", "A_B+news@mail.example.co.uk", "x@y-z.org", "müller99@web.de", "me@sub.dom.io"],
+    "email": [
+        "jo.public@example.com",
+        "A_B+news@mail.example.co.uk",
+        "x@y-z.org",
+        "müller99@web.de",
+        "me@sub.dom.io",
+    ],
     "phone": [
         "(415) 555-0132",
         "+44 20 7946 0958",
@@ -27,7 +34,13 @@ PLANTED = {
         "06 12 34 56 78",
     ],
     "ip": ["8.8.4.4", "93.184.216.34", "151.101.1.69", "2a00:1450:4001:81b::200e", "52.95.110.1"],
-    "card": ["4111 1111 1111 1111", "5500-0000-0000-0004", "378282246310005", "6011000990139424", "3530111333300000"],
+    "card": [
+        "4111 1111 1111 1111",
+        "5500-0000-0000-0004",
+        "378282246310005",
+        "6011000990139424",
+        "3530111333300000",
+    ],
 }
 DECOYS = [
     "on 2024-01-15 and 12/31/1999",
@@ -57,7 +70,9 @@ def planted_corpus(shared_data):
     for paragraph in prose:
         kind = draw.choice([*PLANTED, None])
         planted = draw.choice(PLANTED[kind] if kind else DECOYS)
-        before, after = draw.choice([(" ", " "), (" ", ". "), (": ", "\n"), (" (", ") "), (" <", "> "), (" ", ", ")])
+        before, after = draw.choice(
+            [(" ", " "), (" ", ". "), (": ", "\n"), (" (", ") "), (" <", "> "), (" ", ", ")]
+        )
         text += paragraph + before
         if kind:
             truth.append((kind, len(text), len(text) + len(planted)))
@@ -73,7 +88,9 @@ def test_precision_and_recall_on_a_planted_corpus(shared_data):
         precision, recall = len(ours & true) / max(len(ours), 1), len(ours & true) / len(true)
         missed = sorted({text[a:b] for _, a, b in true - ours})
         wrong = sorted({text[a - 10 : b + 10] for _, a, b in ours - true})
-        assert precision >= 0.95 and recall >= 0.9, f"{kind}: {precision:.3f} {recall:.3f} {missed} {wrong[:9]}"
+        assert precision >= 0.95 and recall >= 0.9, (
+            f"{kind}: {precision:.3f} {recall:.3f} {missed} {wrong[:9]}"
+        )
 
 
 def test_decoys_are_nothing():
@@ -84,7 +101,9 @@ def test_false_hits_on_real_text(shared_data):
     """Shakespeare has no personal data; Python's library has addresses of its authors, and few other hits."""
     assert find((shared_data / "tinyshakespeare.txt").read_text()) == []
     texts = [text for name, text in sources.resolve("python-stdlib").documents() if name[0] in "abcdef"]
-    hits = [(hit.kind, text[hit.begin : hit.end]) for text in texts for hit in find(text) if hit.kind != "email"]
+    hits = [
+        (hit.kind, text[hit.begin : hit.end]) for text in texts for hit in find(text) if hit.kind != "email"
+    ]
     assert sum(map(len, texts)) > 1_000_000
     assert len(hits) <= 5, hits
 
@@ -99,7 +118,7 @@ def test_luhn(number):
 @given(st.text(alphabet="0123456789.:-+()@ abc/\n"))
 def test_hits_are_in_order_and_masked(text):
     hits = find(text)
-    assert all(a.end <= b.begin for a, b in zip(hits, hits[1:], strict=False))
+    assert all(a.end <= b.begin for a, b in itertools.pairwise(hits))
     assert masked(text, []) == text
     assert masked(text, hits).count("<") == len(hits)
 
