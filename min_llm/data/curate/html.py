@@ -142,9 +142,10 @@ class _Page:
         self._blocks: list[Block] = []
         self._block: Block | None = None
         self._open: list[tuple[str, str]] = []  # tag, and its effect on what is inside (`_effect`)
+        self._within: list[str] = []  # tags of the open blocks
         self._tags: defaultdict[str, int] = defaultdict(int)  # open elements by tag
         self._inside = dict.fromkeys(EFFECTS, 0)  # open elements by effect
-        self._code = 0  # open elements in which white space counts
+        self._code = 0  # open elements whose text is exact
         self._formula: list[str] = []  # the characters of a formula without TeX
 
     def read(self, page: str) -> list[Block]:
@@ -167,6 +168,8 @@ class _Page:
             if not self._inside["hidden"]:
                 self._void(tag, given)
             return
+        if tag == "a" and "href" not in given:  # a place to link to, often never closed
+            return
         effect = self._effect(tag, given)
         if not self._inside["hidden"]:
             if tag in BLOCKS:
@@ -176,6 +179,8 @@ class _Page:
             elif tag == "math" and effect == "hidden":
                 self._add(f"${given['alttext']}$", exact=True)
         self._open.append((tag, effect))
+        if tag in BLOCKS:
+            self._within.append(tag)
         self._inside[effect] += 1
         self._tags[tag] += 1
         self._code += tag in CODE
@@ -195,8 +200,10 @@ class _Page:
             self._formula.clear()
         elif self._inside["formula"]:
             self._formula.append(text)
-        elif self._code:
+        elif self._tags["pre"]:
             self._add(text, exact=True)
+        elif self._code:
+            self._add(SPACE.sub(" ", text), exact=True)
         elif not (self._tags["a"] and text.strip() in ANCHORS):
             self._add(SPACE.sub(" ", text))
 
@@ -211,10 +218,9 @@ class _Page:
         """hidden: never text; tex, display: TeX; formula: MathML; main: the page's own; named: called boilerplate."""
         if not given:
             return OF_TAG.get(tag, "")
-        if tag in ("script", "annotation") and (
-            tex := TEX.match(given.get("type") or given.get("encoding") or "")
-        ):
-            return "display" if tex["display"] else "tex"
+        if tag in ("script", "annotation"):
+            tex = TEX.match(given.get("type") or given.get("encoding") or "")
+            return "hidden" if tex is None else "display" if tex["display"] else "tex"
         names, role = f"{given.get('class', '')} {given.get('id', '')}", given.get("role")
         if (tag == "math" and given.get("alttext")) or "hidden" in given or "katex-html" in names:
             return "hidden"
@@ -237,6 +243,8 @@ class _Page:
         self._inside[effect] -= 1
         self._tags[tag] -= 1
         self._code -= tag in CODE
+        if tag in BLOCKS:
+            self._within.pop()
         if self._inside["hidden"]:
             return
         if effect == "formula" and self._formula:
@@ -249,9 +257,7 @@ class _Page:
         if self._block is None:
             if not text.strip() and not self._tags["pre"]:
                 return
-            tag = (
-                "pre" if self._tags["pre"] else next((t for t, _ in reversed(self._open) if t in BLOCKS), "p")
-            )
+            tag = "pre" if self._tags["pre"] else self._within[-1] if self._within else "p"
             self._block = Block(tag, self._inside["main"] > 0, self._inside["named"] > 0)
         self._block.pieces.append((text, exact))
         if self._tags["a"]:

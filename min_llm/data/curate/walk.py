@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,10 @@ def run_shard(task: Task) -> None:
         tally = Tally()
         collected = _Collected(folder, task.shard.source, walk.collected)
         with writer(folder / output_name(task.cfg, last), task.cfg.format if last else "jsonl") as out:
-            for documents, rows in _arrivals(task, tally):
-                documents = _applied(task, walk, documents, rows, tally)
+            barrier = _Barrier(task.before)
+            first = int(barrier.offsets[task.index]) if task.number else 0
+            for documents, rows in _arrivals(task, tally, first):
+                documents = _applied(task, walk, documents, rows, barrier, tally)
                 documents = _filtered(task, walk, documents, tally)
                 collected.add(documents, tally)
                 out.write(documents)
@@ -83,9 +85,8 @@ def run_shard(task: Task) -> None:
         (folder / "tally.json").write_text(json.dumps(tally.to_json()), encoding="utf-8")
 
 
-def _arrivals(task: Task, tally: Tally) -> Iterator[tuple[list[Document], np.ndarray]]:
-    """Batches, with the rows that the documents had in the last pass."""
-    first = int(_offsets(task.before)[task.index]) if task.number else 0
+def _arrivals(task: Task, tally: Tally, first: int) -> Iterator[tuple[list[Document], np.ndarray]]:
+    """Batches, with the rows of the documents: those of the shard begin at `first`."""
     batch: list[Document] = []
     size = 0
     for document in _documents(task, tally):
@@ -112,19 +113,18 @@ def _documents(task: Task, tally: Tally) -> Iterator[Document]:
 
 
 def _applied(
-    task: Task, walk: Pass, documents: list[Document], rows: np.ndarray, tally: Tally
+    task: Task, walk: Pass, documents: list[Document], rows: np.ndarray, barrier: _Barrier, tally: Tally
 ) -> list[Document]:
     """The batch after the decisions of the last barrier."""
-    names = _Names(task.before)
     for named in walk.applied:
         with _timed(tally, named.name):
-            decision = _loaded(task.before / "decision" / f"{named.name}.npy")
+            decision = barrier.decision(named.name)
             outcomes: list[Outcome] = list(documents)
             if named.takes(task.shard.source):
                 if isinstance(named.step, KL):
                     outcomes = named.step.apply(documents, decision)
                 elif isinstance(named.step, Keyed):
-                    outcomes = named.step.apply(documents, rows, decision, names)
+                    outcomes = named.step.apply(documents, rows, decision, barrier)
             rows = rows[[isinstance(outcome, Document) for outcome in outcomes]]
         documents = tally.record(named.name, documents, outcomes)
     return documents
@@ -212,30 +212,26 @@ def decide(cfg: CurateConfig, work: Path, number: int, shards_: int) -> Tally:
     return total
 
 
-@dataclass(frozen=True)
-class _Names:
-    """The names of the documents after a pass, by row."""
+class _Barrier:
+    """What the last pass and the barrier after it have left, by memory maps."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded = lru_cache(maxsize=64)(lambda name: np.load(folder / name, mmap_mode="r"))
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where the rows of each shard begin."""
+        return self.decision("offsets")
+
+    def decision(self, step: str) -> np.ndarray:
+        return self._loaded(f"decision/{step}.npy")
 
     def __getitem__(self, row: int) -> str:
-        shard = int(np.searchsorted(self._offsets, row, "right")) - 1
-        names = _loaded(self.folder / f"{shard:05d}" / "names.npy")
-        return names[row - int(self._offsets[shard])].decode(errors="replace")
-
-    @cached_property
-    def _offsets(self) -> np.ndarray:
-        return _offsets(self.folder)
-
-
-def _offsets(folder: Path) -> np.ndarray:
-    return _loaded(folder / "decision" / "offsets.npy")
-
-
-@lru_cache(maxsize=64)
-def _loaded(path: Path) -> np.ndarray:
-    """A finished file, which never changes, in the memory map."""
-    return np.load(path, mmap_mode="r")
+        """The name of the document that had this row."""
+        shard = int(np.searchsorted(self.offsets, row, "right")) - 1
+        names = self._loaded(f"{shard:05d}/names.npy")
+        return names[row - int(self.offsets[shard])].decode(errors="replace")
 
 
 @contextlib.contextmanager

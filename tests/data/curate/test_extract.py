@@ -71,6 +71,11 @@ def test_classes_are_not_believed_when_little_is_left():
     assert "All of the text" in html.extract(page)
 
 
+def test_places_to_link_to_are_no_links():
+    page = "<a name='top'><h1>Old page</h1><p>Its text is all inside of an anchor that is never closed.</p>"
+    assert html.extract(page) == "Old page\n\nIts text is all inside of an anchor that is never closed."
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -99,7 +104,22 @@ def test_any_page_has_a_text(page):
     assert tags.END not in joined or tags.END in page
 
 
-@pytest.mark.parametrize("piece", ["<a ", "<a b='", "<!--", '<p title="', "<script>", "</", "<", "<p>", "&"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<a ",
+        "<b>x<p></p>",
+        "<a href=x>y<p>",
+        "<a b='",
+        "<!--",
+        '<p title="',
+        "<script>",
+        "</",
+        "<",
+        "<p>",
+        "&",
+    ],
+)
 def test_hostile_pages_take_linear_time(piece):
     """200,000 repetitions: a quadratic parser would take minutes."""
     html.extract(piece * 200_000)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from min_llm import reporting
 from min_llm.cli.data import app
-from min_llm.config import UserError, build
+from min_llm.config import UserError, build, to_yaml
 from min_llm.data.curate import pipeline, walk
 from min_llm.data.curate.settings import CurateConfig
 from min_llm.data.curate.steps import STEPS, Steps, passes
@@ -171,30 +171,28 @@ def command(path, *settings):
     return [sys.executable, "-m", "min_llm", "data", "curate", str(path), *settings]
 
 
-@pytest.fixture
-def written(crawled):
-    """The configuration as a file, and the result of a run that nobody stopped."""
-    from min_llm.config import to_yaml
-
-    cfg = config(crawled)
-    path = crawled / "curate.yaml"
+def written_run(tmp_path, **size):
+    """A configuration as a file, and the result of a run that nobody stopped."""
+    crawl(tmp_path / "crawl", **size)
+    cfg = config(tmp_path)
+    path = tmp_path / "curate.yaml"
     path.write_text(to_yaml(cfg))
     return path, result(pipeline.curate(cfg))
 
 
-def test_five_kills_change_nothing(written, tmp_path):
+def test_five_kills_change_nothing(tmp_path):
     """SIGKILL to the command (not to its workers, which follow it), each time after some more shards."""
-    path, expected = written
+    path, expected = written_run(tmp_path, files=8, documents=150)
     draw = random.Random(0)
     output = tmp_path / "killed"
     run = command(path, f"output={output}", "workers=2")
     finished = lambda: {str(path) for path in output.glob("work/*/[0-9d]*")}
-    for more in (0, 1, 2, 3, 2):
+    for more in (0, 1, 3, 4, 5):
         before = finished()
         process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and len(finished() - before) < more:
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.02) if more else 0.4)
+        time.sleep(draw.uniform(0, 0.01) if more else 0.4)
         process.send_signal(signal.SIGKILL)
         error = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, error
@@ -291,9 +289,9 @@ def test_two_runs_at_once_are_refused(crawled):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers")
-def test_a_worker_that_is_killed(written, tmp_path):
+def test_a_worker_that_is_killed(tmp_path):
     """The parent says so in a sentence, and the next run goes on."""
-    path, expected = written
+    path, expected = written_run(tmp_path)
     output = tmp_path / "out2"
     process = subprocess.Popen(
         command(path, f"output={output}", "workers=2"), stderr=subprocess.PIPE, text=True
