@@ -7,6 +7,7 @@ import dataclasses
 import ipaddress
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,15 +16,17 @@ from min_llm.data.curate.document import Document, Drop, Outcome
 
 Kind = Literal["email", "phone", "ip", "card"]
 
-EMAIL = re.compile(
-    r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w-])"
-)
-# A run that begins and ends with a digit (or opens with + or a bracket); what it is, if anything, the digits tell.
+# Patterns begin with a character or a set, so that the engine can leap to it; what must not stand before a hit is
+# looked at afterwards.
+LOCAL = re.compile(r"[\w.+-]{1,64}(?![\w.+-])")  # matched from the @ backwards
+DOMAIN = re.compile(r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w-])")
 NUMBER = re.compile(
-    r"(?<![\w.,+/=#$€£-])(?:\+|\((?=\d{2,5}\)))?\d(?:[ .()/-]{0,2}\d){6,18}(?![\w=]|[.,/-]\d)"
+    r"[0-9](?:[ .()/-]{0,2}[0-9]){6,18}(?![\w=]|[.,/-][0-9])"
+    r"|[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?!\w|\.[0-9])"
 )
-IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
-IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]{3,36}(?![\w:.])")
+BRACKET = re.compile(r"[0-9]{1,5}\)")
+IPV6 = re.compile(r":[0-9A-Fa-f:]{3,36}(?![\w:.])")
+HEX = frozenset("0123456789abcdefABCDEF")
 DATE = re.compile(
     r"(?:19|20)\d\d[ ./-]\d\d?[ ./-]\d\d?|\d\d?[ ./-]\d\d?[ ./-](?:19|20)\d\d|(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d"
 )
@@ -65,15 +68,7 @@ class PII:
 
 def find(text: str) -> list[Hit]:
     """All personal data, in the order of the text, without overlaps."""
-    hits: list[Hit] = []
-    if "@" in text:
-        hits += [Hit("email", *match.span()) for match in EMAIL.finditer(text)]
-    hits += [Hit("ip", *match.span()) for match in IPV4.finditer(text) if _is_public(match[0])]
-    for match in NUMBER.finditer(text):
-        if kind := _kind(match[0]):
-            hits.append(Hit(kind, *match.span()))
-    if "::" in text or text.count(":") >= 7:
-        hits += [Hit("ip", *match.span()) for match in IPV6.finditer(text) if _is_public(match[0])]
+    hits = [*_emails(text), *_numbers(text), *_ipv6(text)]
     hits.sort(key=lambda hit: hit.begin)
     return [hit for i, hit in enumerate(hits) if i == 0 or hit.begin >= hits[i - 1].end]
 
@@ -93,14 +88,44 @@ def luhn(digits: str) -> bool:
     return sum(values[0::2] + [v * 2 - 9 * (v > 4) for v in values[1::2]]) % 10 == 0
 
 
-def _kind(number: str) -> Kind | None:
-    """What a run of digits is; most are nothing."""
+def _emails(text: str) -> Iterator[Hit]:
+    for domain in DOMAIN.finditer(text) if "@" in text else ():
+        at = domain.start()
+        if local := LOCAL.match(text[max(at - 66, 0) : at][::-1]):
+            yield Hit("email", at - local.end(), domain.end())
+
+
+def _numbers(text: str) -> Iterator[Hit]:
+    for match in NUMBER.finditer(text):
+        begin = match.start()
+        begin -= text[begin - 1 : begin] == "(" and BRACKET.match(match[0]) is not None
+        begin -= text[begin - 1 : begin] == "+"
+        if begin and (text[begin - 1].isalnum() or text[begin - 1] in "_.,+/=#$€£-"):
+            continue
+        if kind := _kind(match[0], text[begin : match.start()]):
+            yield Hit(kind, begin, match.end())
+
+
+def _ipv6(text: str) -> Iterator[Hit]:
+    for match in IPV6.finditer(text) if "::" in text or text.count(":") >= 7 else ():
+        begin = match.start()
+        while begin and text[begin - 1] in HEX:
+            begin -= 1
+        before = text[begin - 1 : begin]
+        if not (before.isalnum() or before in ("_", ":", ".")) and _is_public(text[begin : match.end()]):
+            yield Hit("ip", begin, match.end())
+
+
+def _kind(number: str, opening: str) -> Kind | None:
+    """What a run of digits is, given the plus and the bracket before it; most are nothing."""
+    if number.count(".") == 3 and number.replace(".", "").isdigit() and _is_public(number):
+        return "ip"
     digits = re.sub(r"\D", "", number)
-    if number[0].isdigit() and not re.search(r"[./()]", number) and CARDS.fullmatch(digits) and luhn(digits):
+    if not opening and not re.search(r"[./()]", number) and CARDS.fullmatch(digits) and luhn(digits):
         return "card"
-    if number[0] == "+":
+    if "+" in opening:
         return "phone" if 8 <= len(digits) <= 15 else None
-    if 9 <= len(digits) <= 12 and PLAIN_PHONE.fullmatch(number) and not DATE.match(number):
+    if 9 <= len(digits) <= 12 and PLAIN_PHONE.fullmatch(opening + number) and not DATE.match(number):
         return "phone"
     return None
 
