@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -46,8 +47,7 @@ def curate(cfg: CurateConfig) -> Path:
     found = tuple(shards(cfg))
     folder = Path(cfg.output).expanduser()
     identity = _identity(cfg, found)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _disk_errors(folder), _locked(folder):
         if _is_complete(folder, identity):
             reporter().info(f"{folder} is complete: the same inputs and steps have been curated there.")
         else:
@@ -127,12 +127,13 @@ def _identity(cfg: CurateConfig, found: tuple[Shard, ...]) -> str:
         stats = [(file, os.stat(file)) for file in shard.files]
         named = sources.resolve(shard.named, cfg.fields.text).identity() if shard.named else None
         inputs.append([asdict(shard), named, [[s.st_size, s.st_mtime_ns] for _, s in stats]])
-    read = [
-        file_digest(path)
-        for _, step, _ in cfg.steps.steps
-        for given in steps.files(step)
-        for path in ([given] if given.is_file() else sorted(p for p in given.rglob("*") if p.is_file()))
-    ]
+    read = []
+    for name, step, _ in cfg.steps.steps:
+        for path in steps.files(step):
+            if not path.exists():
+                raise UserError(f"steps.{name}: there is no file {str(path)!r}.")
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            read += [[name, file_digest(file)] for file in files]
     settings = dump(replace(cfg, workers=0, output=""))
     order = [named.name for named in cfg.steps.steps]
     text = json.dumps([VERSION, settings, order, inputs, read], sort_keys=True, default=str)
@@ -158,6 +159,7 @@ def _is_complete(folder: Path, identity: str) -> bool:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One run at a time in a folder; the lock goes with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows
@@ -171,3 +173,21 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"Another process is curating to {folder}. Wait for it, or give another output."
             ) from error
         yield
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full or read-only disk, in this process or a worker, becomes a sentence with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"The disk is full: no room in {folder}. Make room and run the same command again: finished shards are "
+                "kept. Or give another output."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"{folder} cannot be written to: {error.strerror}. Give another output."
+            ) from error
+        raise

@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import lzma
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,10 +40,11 @@ SKIPPED = 1 << 20  # bytes of a line that is too long, thrown away at a time
 
 @dataclass(frozen=True)
 class Shard:
-    """Files that one process reads in one go."""
+    """What one process reads in one go: some files, or a part of one."""
 
     source: str  # the key under `inputs`
     files: tuple[str, ...] = ()
+    part: tuple[int, int] | None = None  # lines that begin at these bytes of a plain .jsonl file
     named: str = ""  # a registered source or a data set of Hugging Face, in place of files
 
 
@@ -64,7 +66,7 @@ def read(shard: Shard, cfg: CurateConfig) -> Read:
         for name, text in sources.resolve(shard.named, cfg.fields.text).documents():
             yield name, Document(name, text, shard.source)
     for file in shard.files:
-        yield from _read_file(Path(file), shard.source, cfg)
+        yield from _read_file(Path(file), shard, cfg)
 
 
 def _files(source: str, spec: str) -> list[Path]:
@@ -96,23 +98,29 @@ def _suffix(path: Path) -> str:
 
 
 def _grouped(source: str, files: list[Path], together: int) -> list[Shard]:
-    groups: list[list[str]] = []
-    size = 0
+    """Small files together, large .jsonl files in parts; what is compressed can only be read from its beginning."""
+    found: list[Shard] = []
+    group: list[str] = []
+    room = together
     for file in files:
-        bytes_ = file.stat().st_size
-        if not groups or size + bytes_ > together:
-            groups.append([])
-            size = 0
-        groups[-1].append(str(file))
-        size += bytes_
-    return [Shard(source, tuple(group)) for group in groups]
+        size = file.stat().st_size
+        if group and size > room:
+            found.append(Shard(source, tuple(group)))
+            group, room = [], together
+        if size > together and file.suffix in LINES:
+            parts = range(0, size, together)
+            found += [Shard(source, (str(file),), (begin, min(begin + together, size))) for begin in parts]
+        else:
+            group.append(str(file))
+            room -= size
+    return [*found, Shard(source, tuple(group))] if group else found
 
 
-def _read_file(path: Path, source: str, cfg: CurateConfig) -> Read:
+def _read_file(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
     readers = {".parquet": _parquet, **dict.fromkeys(LINES, _jsonl)}
     number = 0
     try:
-        for name, outcome in readers.get(_suffix(path), _whole)(path, source, cfg):
+        for name, outcome in readers.get(_suffix(path), _whole)(path, shard, cfg):
             number += 1
             yield name, outcome
     except _damages() as error:
@@ -121,7 +129,7 @@ def _read_file(path: Path, source: str, cfg: CurateConfig) -> Read:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         yield path.name, Drop("damaged file", f"after {number:,} documents: {reason[:200]}")
     else:
-        if not number:
+        if not number and shard.part is None:
             yield path.name, Drop("empty file")
 
 
@@ -146,7 +154,7 @@ def _opened(path: Path) -> IO[bytes]:
     return opener(path, "rb")  # type: ignore[operator]
 
 
-def _whole(path: Path, source: str, cfg: CurateConfig) -> Read:
+def _whole(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
     with _opened(path) as file:
         data = file.read(cfg.longest + 1)
     name = path.name
@@ -156,28 +164,44 @@ def _whole(path: Path, source: str, cfg: CurateConfig) -> Read:
         yield name, Drop("too long", f"more than {cfg.longest:,} bytes")
         return
     text = _decoded(data)
-    yield name, text if isinstance(text, Drop) else _checked(Document(name, text, source))
+    yield name, text if isinstance(text, Drop) else _checked(Document(name, text, shard.source))
 
 
-def _jsonl(path: Path, source: str, cfg: CurateConfig) -> Read:
+def _jsonl(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
+    """A document a line. In a part of a file, lines are counted from its beginning: `crawl.jsonl+67108864:1`."""
+    begin, end = shard.part or (0, sys.maxsize)
+    label = f"{path.name}+{begin}" if begin else path.name
     with _opened(path) as file:
-        number = 0
-        while line := file.readline(cfg.longest + 1):
-            number += 1
-            name = f"{path.name}:{number}"
+        place, number = begin, 0
+        if begin:
+            file.seek(begin - 1)
+            place += _skip(file) - 1
+        while place < end and (line := file.readline(cfg.longest + 1)):
+            place, number = place + len(line), number + 1
+            name = f"{label}:{number}"
             if len(line) > cfg.longest:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(SKIPPED)
+                if not line.endswith(b"\n"):
+                    place += _skip(file)
                 yield name, Drop("too long", f"a line of more than {cfg.longest:,} bytes")
                 continue
             text = _decoded(line)
             if isinstance(text, Drop):
                 yield name, text
             elif text.strip():
-                yield name, _parsed(text, name, source, cfg.fields)
+                yield name, _parsed(text, name, shard.source, cfg.fields)
 
 
-def _parquet(path: Path, source: str, cfg: CurateConfig) -> Read:
+def _skip(file: IO[bytes]) -> int:
+    """Read to the end of a line, however long; returns its bytes."""
+    size = 0
+    while piece := file.readline(SKIPPED):
+        size += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return size
+
+
+def _parquet(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -194,7 +218,7 @@ def _parquet(path: Path, source: str, cfg: CurateConfig) -> Read:
             for row in rows.to_pylist():
                 number += 1
                 name = f"{path.name}:{number}"
-                outcome = _document(row, name, source, cfg.fields)
+                outcome = _document(row, name, shard.source, cfg.fields)
                 if isinstance(outcome, Document) and len(outcome.text) > cfg.longest:
                     outcome = Drop("too long", f"{len(outcome.text):,} characters")
                 yield name, outcome

@@ -34,7 +34,9 @@ class CurateConfig:
     format: Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"] = option("jsonl.gz", "of the output")
     workers: int = option(0, "processes; 0: one a core")
     longest: int = option(1 << 24, "bytes; longer lines and files are dropped, which bounds the memory")
-    together: int = option(1 << 26, "bytes; smaller files share a shard up to this size")
+    together: int = option(
+        1 << 26, "bytes of a shard: smaller files share one, larger .jsonl files are read in parts"
+    )
 
     def __post_init__(self) -> None:
         if not self.inputs:

@@ -13,7 +13,6 @@ gets the same files; what is there need not be made again.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -25,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from min_llm.config import UserError
 from min_llm.data.curate import read as read_lib
 from min_llm.data.curate.document import Document, Drop, Outcome
 from min_llm.data.curate.keyed import Collector, Corpus, Duplicates, Keyed
@@ -70,7 +68,7 @@ def run_shard(task: Task) -> None:
         return
     walks = passes(task.cfg.steps)
     walk, last = walks[task.number], task.number == len(walks) - 1
-    with made(task.folder, task.cfg.output) as folder:
+    with made(task.folder) as folder:
         tally = Tally()
         collected = _Collected(folder, task.shard.source, walk.collected)
         with writer(folder / output_name(task.cfg, last), task.cfg.format if last else "jsonl") as out:
@@ -189,7 +187,7 @@ def decide(cfg: CurateConfig, work: Path, number: int, shards_: int) -> Tally:
         total.add(Tally.from_json(json.loads((shard / "tally.json").read_text(encoding="utf-8"))))
     if (folder / "decision").is_dir():
         return total
-    with made(folder / "decision", cfg.output) as into:
+    with made(folder / "decision") as into:
         times = [np.load(shard / "times.npy") for shard in shards]
         offsets = np.concatenate([[0], np.cumsum([len(found) for found in times])]).astype(np.int64)
         np.save(into / "offsets.npy", offsets)
@@ -235,25 +233,13 @@ class _Barrier:
 
 
 @contextlib.contextmanager
-def made(folder: Path, output: str) -> Iterator[Path]:
-    """A folder that is complete or not there. A full disk becomes a sentence."""
+def made(folder: Path) -> Iterator[Path]:
+    """A folder that is complete or not there."""
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         yield part
-        with contextlib.suppress(OSError) if folder.is_dir() else contextlib.nullcontext():
-            os.rename(part, folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"The disk is full: no room in {output}. Make room, or curate to another disk, and run the same "
-                "command again: finished shards are kept."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"{output} cannot be written to: {error.strerror}. Give another output."
-            ) from error
-        raise
+        os.rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -322,20 +322,27 @@ def test_a_full_disk(crawled, monkeypatch):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
-        with pytest.raises(UserError, match="The disk is full: no room in .*out2. Make room"):
-            pipeline.curate(config(crawled, "out2"))
+        for workers in (1, 2):  # in this process, and in others, which inherit the limit
+            with pytest.raises(UserError, match="The disk is full: no room in .*out2. Make room"):
+                pipeline.curate(config(crawled, "out2", workers=workers))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not list((crawled / "out2").rglob("docs.jsonl"))
+    assert not list((crawled / "out2").glob("work/*/.*"))
     assert result(pipeline.curate(config(crawled, "out2"))) == expected
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_to(crawled):
-    (crawled / "out").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cannot be written"):
-        pipeline.curate(config(crawled))
+    (crawled / "file").touch()
+    for output in ("file", "file/below"):
+        with pytest.raises(UserError, match="cannot be written to: .* Give another output"):
+            pipeline.curate(config(crawled, output))
+
+
+def test_a_list_that_is_not_there_is_noticed_before_the_run(crawled):
+    with pytest.raises(UserError, match="steps.dirty: there is no file 'none.txt'"):
+        pipeline.curate(config(crawled, steps={"exact": None, "dirty": {"file": "none.txt"}}))
+    assert not (crawled / "out").exists()
 
 
 # Bad input
@@ -349,7 +356,7 @@ def test_bad_input_is_in_the_report_and_in_a_warning(tmp_path, capsys):
     packed = gzip.compress(b'{"text": "one"}\n' * 5000, mtime=0)
     (folder / "c.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     reporting._reporter = None
-    out = pipeline.curate(config(tmp_path, inputs={"web": str(folder)}, steps={}))
+    out = pipeline.curate(config(tmp_path, inputs={"web": str(folder)}, steps={}, together=1 << 20))
     read = json.loads((out / "report.json").read_text())["steps"][0]
     assert {kind: count["documents"] for kind, count in read["dropped"].items()} == {
         "no field 'text'": 1,
@@ -369,7 +376,9 @@ def test_bad_input_is_in_the_report_and_in_a_warning(tmp_path, capsys):
 def test_nothing_left_is_a_warning(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     reporting._reporter = None
-    pipeline.curate(config(tmp_path, inputs={"web": str(tmp_path / "a.jsonl")}, steps={"exact": None}))
+    pipeline.curate(
+        config(tmp_path, inputs={"web": str(tmp_path / "a.jsonl")}, steps={"exact": None}, together=99)
+    )
     shown = capsys.readouterr().err
     assert (
         "web: 1 of 1 documents could not be read (no field 'text')" in shown and "Nothing is left." in shown

@@ -172,6 +172,16 @@ def test_parquet(tmp_path):
     assert [o.kind for o in outcomes(path)] == ["empty file"]
 
 
+def test_a_large_file_is_read_in_parts(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(line(text=f"{k} " + "x" * (k % 50)) for k in range(500)))
+    cfg = config(path, together=4000)
+    assert [shard.part for shard in shards(cfg)][:2] == [(0, 4000), (4000, 8000)] and len(shards(cfg)) > 4
+    found = [document for shard in shards(cfg) for _, document in read(shard, cfg)]
+    assert [d.text for d in found] == [d.text for d in outcomes(path)]
+    assert len({d.name for d in found}) == 500 and found[-1].name.startswith("a.jsonl+")
+
+
 def test_small_files_share_a_shard(tmp_path):
     for k in range(7):
         (tmp_path / f"{k}.txt").write_text("x" * 400)
@@ -179,6 +189,24 @@ def test_small_files_share_a_shard(tmp_path):
     assert [len(shard.files) for shard in found] == [2, 2, 2, 1]
     named = shards(build(CurateConfig, {"inputs": {"a": ["milton", str(tmp_path)]}, "output": "x"}))
     assert [(shard.named, len(shard.files)) for shard in named] == [("milton", 0), ("", 7)]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"\n", b"")), max_size=20),
+    st.integers(1, 60),
+    st.sampled_from([3, 1000]),
+)
+def test_parts_of_a_file_hold_each_line_once(lines, together, longest):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_bytes(b"\n".join(lines))
+        whole = outcomes(path, longest=longest)
+        parts = outcomes(path, longest=longest, together=together)
+        assert parts == whole or (parts == [] and whole == [Drop("empty file")])
 
 
 @settings(max_examples=80)
