@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -59,6 +60,8 @@ def curate(cfg: CurateConfig) -> Path:
 def _run(cfg: CurateConfig, folder: Path, found: tuple[Shard, ...], identity: str) -> None:
     work = folder / "work"
     write_atomic(work / "identity", identity)
+    for part in work.glob("*/.*"):  # what a killed run was at
+        shutil.rmtree(part, ignore_errors=True)
     total, walks = Tally(), steps.passes(cfg.steps)
     with _mapper(min(cfg.workers or os.cpu_count() or 1, len(found))) as mapped:
         for number in range(len(walks)):
@@ -109,9 +112,10 @@ def _mapper(workers: int) -> Iterator[Callable[[list[Task]], Iterator[None]]]:
 
 
 def _follow_parent() -> None:
-    """End this worker when its parent is killed: nobody would read what it does."""
+    """End this worker when its parent is killed, and without a word at ^C."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
 
     def watch() -> None:
         parent.join()

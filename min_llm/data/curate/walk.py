@@ -240,6 +240,10 @@ def made(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
-        os.rename(part, folder)
+        try:
+            os.rename(part, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise the worker of a killed run was first: its folder is the same
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
