@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 class Document:
     """One text that belongs together, and where it came from."""
 
-    name: str  # file and line, or the name that the source gives it
+    name: str  # file and line, or what the source calls it
     text: str
     source: str = ""  # the key under `inputs`
     url: str = ""

@@ -61,7 +61,14 @@ def _without(document: Document, often: np.ndarray) -> Outcome:
     gone = np.take(often, np.searchsorted(often, keys), mode="clip") == keys
     if not gone.any():
         return document
-    kept = [line for line, out in zip(lines, gone.tolist(), strict=True) if not out]
+    kept: list[str] = []
+    blank = False  # the line after one that went would be a second blank line
+    for line, out in zip(lines, gone.tolist(), strict=True):
+        if out:
+            blank = not kept or not kept[-1].strip()
+        elif not blank or line.strip():
+            kept.append(line)
+            blank = False
     if not any(map(str.strip, kept)):
         return Drop("only repeated lines", f"{len(lines)} of them")
     return dataclasses.replace(document, text="\n".join(kept))

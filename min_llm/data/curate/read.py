@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Shard:
 
     source: str  # the key under `inputs`
     files: tuple[str, ...] = ()
+    root: str = ""  # documents are named by their files, from here
     part: tuple[int, int] | None = None  # lines that begin at these bytes of a plain .jsonl file
     named: str = ""  # a registered source or a data set of Hugging Face, in place of files
 
@@ -99,38 +101,40 @@ def _suffix(path: Path) -> str:
 
 def _grouped(source: str, files: list[Path], together: int) -> list[Shard]:
     """Small files together, large .jsonl files in parts; what is compressed can only be read from its beginning."""
+    root = os.path.commonpath([file.parent for file in files])
     found: list[Shard] = []
     group: list[str] = []
     room = together
     for file in files:
         size = file.stat().st_size
         if group and size > room:
-            found.append(Shard(source, tuple(group)))
+            found.append(Shard(source, tuple(group), root))
             group, room = [], together
         if size > together and file.suffix in LINES:
             parts = range(0, size, together)
-            found += [Shard(source, (str(file),), (begin, min(begin + together, size))) for begin in parts]
+            found += [Shard(source, (str(file),), root, (k, min(k + together, size))) for k in parts]
         else:
             group.append(str(file))
             room -= size
-    return [*found, Shard(source, tuple(group))] if group else found
+    return [*found, Shard(source, tuple(group), root)] if group else found
 
 
 def _read_file(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
     readers = {".parquet": _parquet, **dict.fromkeys(LINES, _jsonl)}
+    label = path.relative_to(shard.root).as_posix()
     number = 0
     try:
-        for name, outcome in readers.get(_suffix(path), _whole)(path, shard, cfg):
+        for name, outcome in readers.get(_suffix(path), _whole)(path, label, shard, cfg):
             number += 1
             yield name, outcome
     except _damages() as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{path} cannot be read: {error.strerror}.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        yield path.name, Drop("damaged file", f"after {number:,} documents: {reason[:200]}")
+        yield label, Drop("damaged file", f"after {number:,} documents: {reason[:200]}")
     else:
         if not number and shard.part is None:
-            yield path.name, Drop("empty file")
+            yield label, Drop("empty file")
 
 
 def _damages() -> tuple[type[Exception], ...]:
@@ -154,10 +158,9 @@ def _opened(path: Path) -> IO[bytes]:
     return opener(path, "rb")  # type: ignore[operator]
 
 
-def _whole(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
+def _whole(path: Path, name: str, shard: Shard, cfg: CurateConfig) -> Read:
     with _opened(path) as file:
         data = file.read(cfg.longest + 1)
-    name = path.name
     if not data:
         return
     if len(data) > cfg.longest:
@@ -167,10 +170,10 @@ def _whole(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
     yield name, text if isinstance(text, Drop) else _checked(Document(name, text, shard.source))
 
 
-def _jsonl(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
+def _jsonl(path: Path, label: str, shard: Shard, cfg: CurateConfig) -> Read:
     """A document a line. In a part of a file, lines are counted from its beginning: `crawl.jsonl+67108864:1`."""
     begin, end = shard.part or (0, sys.maxsize)
-    label = f"{path.name}+{begin}" if begin else path.name
+    label += f"+{begin}" if begin else ""
     with _opened(path) as file:
         place, number = begin, 0
         if begin:
@@ -201,7 +204,7 @@ def _skip(file: IO[bytes]) -> int:
     return size
 
 
-def _parquet(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
+def _parquet(path: Path, label: str, shard: Shard, cfg: CurateConfig) -> Read:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
@@ -217,7 +220,7 @@ def _parquet(path: Path, shard: Shard, cfg: CurateConfig) -> Read:
         for rows in file.iter_batches(PARQUET_ROWS):
             for row in rows.to_pylist():
                 number += 1
-                name = f"{path.name}:{number}"
+                name = f"{label}:{number}"
                 outcome = _document(row, name, shard.source, cfg.fields)
                 if isinstance(outcome, Document) and len(outcome.text) > cfg.longest:
                     outcome = Drop("too long", f"{len(outcome.text):,} characters")
