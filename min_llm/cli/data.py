@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from min_llm.cli.curate import curate
 from min_llm.config import UserError, build, nearest
 
 if TYPE_CHECKING:
     from min_llm.data.prepared import Prepared
 
 app = typer.Typer(help="Sources of text and prepared token files.", no_args_is_help=True)
+app.command(add_help_option=False)(curate)
 
 SHOWN_TOKENS = 48
 SHOWN_CHARACTERS = 300
@@ -113,22 +115,6 @@ def show(
         text = prepared.tokenizer.decode(prepared.train.document(k)[: 4 * SHOWN_CHARACTERS])
         print(f"\n--- document {k} of the training text\n{text[:SHOWN_CHARACTERS].rstrip()}")
     print(f"\n--- first tokens of the training text\n{_boundaries(prepared)}")
-
-
-@app.command()
-def curate(
-    config: Annotated[Path | None, typer.Argument(help="YAML file with inputs, output and steps")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Argument(help="KEY=VALUE, such as inputs.web=crawl/*.jsonl.gz steps.minhash.bands=20")
-    ] = None,
-) -> None:
-    """Filter and deduplicate text: writes what is left and a report of what went, prints the folder. A stopped run
-    goes on when the same command is given again."""
-    from min_llm.config import load
-    from min_llm.data.curate.pipeline import curate
-    from min_llm.data.curate.settings import CurateConfig
-
-    print(curate(load(CurateConfig, config, settings or ())))
 
 
 def _boundaries(prepared: Prepared) -> str:

@@ -17,6 +17,8 @@ from min_llm.data.curate import words as words_lib
 from min_llm.data.curate.document import Document, Drop, Outcome
 from min_llm.data.curate.listing import Stamp, stamp
 
+SETTING = "steps.decontaminate.against"
+
 
 class Index(NamedTuple):
     """Every n-gram of the evaluation texts, sorted by hash."""
@@ -61,11 +63,12 @@ class Decontaminate:
                 outcomes[i] = Drop("evaluation text", f"holds {share:.0%} of {name}")
         return outcomes
 
+    def files(self) -> list[Path]:
+        return [Path(path).expanduser() for path in self.against]
+
     def _index(self) -> Index:
-        files = [file for path in self.against for file in readers.user_files(Path(path).expanduser())]
-        return _index(
-            tuple(stamp(file, "steps.decontaminate.against") for file in files), self.field, self.words
-        )
+        files = [stamp(file, SETTING) for path in self.files() for file in readers.user_files(path)]
+        return _index(tuple(files), self.field, self.words)
 
 
 def _worst(index: Index, n: int, grams: np.ndarray) -> tuple[float, str]:

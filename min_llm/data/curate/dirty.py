@@ -16,6 +16,7 @@ from min_llm.data.curate import words as words_lib
 from min_llm.data.curate.document import Document, Drop, Outcome
 from min_llm.data.curate.listing import Stamp, read_list, stamp
 
+SETTING = "steps.dirty.file"
 OWN = Path(__file__).with_name("dirty_words.txt")
 
 
@@ -37,11 +38,14 @@ class Dirty:
             for document, drop, n, total in zip(documents, bad, counts, totals, strict=True)
         ]
 
+    def files(self) -> list[Path]:
+        return [Path(self.file).expanduser() if self.file else OWN]
+
     def counts(self, words: words_lib.Words) -> Int64[np.ndarray, " texts"]:
         """How many words begin a word or phrase of the list, in each text."""
         ends = np.zeros(len(words.offsets), np.int64)
-        file = stamp(Path(self.file).expanduser() if self.file else OWN, "steps.dirty.file")
-        for n, listed in _listed(file).items():
+        (file,) = self.files()
+        for n, listed in _listed(stamp(file, SETTING)).items():
             if n > len(words.hashes):
                 continue
             grams = words.hashes if n == 1 else words_lib.grams(words.hashes, n)
@@ -55,7 +59,7 @@ class Dirty:
 @lru_cache(maxsize=4)
 def _listed(file: Stamp) -> dict[int, np.ndarray]:
     """Number of words -> sorted hashes of the entries that have so many."""
-    entries = words_lib.split(read_list(file.path, "steps.dirty.file"))
+    entries = words_lib.split(read_list(file.path, SETTING))
     found: dict[int, list[int]] = {}
     for begin, end in itertools.pairwise(entries.offsets.tolist()):
         if n := end - begin:

@@ -28,8 +28,11 @@ class Domains:
             )
 
     def __call__(self, documents: list[Document]) -> list[Outcome]:
-        blocked = _listed(self.block, stamp(Path(self.file).expanduser(), SETTING) if self.file else None)
+        blocked = _listed(self.block, *(stamp(path, SETTING) for path in self.files()))
         return judge(documents, lambda document: _reason(document, blocked))
+
+    def files(self) -> list[Path]:
+        return [Path(self.file).expanduser()] if self.file else []
 
 
 def _reason(document: Document, blocked: frozenset[str]) -> Drop | None:
@@ -42,7 +45,7 @@ def _reason(document: Document, blocked: frozenset[str]) -> Drop | None:
 
 
 @lru_cache(maxsize=4)
-def _listed(block: tuple[str, ...], file: Stamp | None) -> frozenset[str]:
+def _listed(block: tuple[str, ...], file: Stamp | None = None) -> frozenset[str]:
     lines = read_list(file.path, SETTING) if file else []
     entries = [*block, *(line.split()[-1] for line in lines)]  # a hosts file: address, name
     return frozenset(entry.lower().strip(".").removeprefix("www.") for entry in entries)

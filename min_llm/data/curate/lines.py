@@ -17,7 +17,7 @@ from min_llm.data.curate.keyed import Corpus, Keys, Names, Rows, first_of_each
 @dataclass(frozen=True)
 class Lines:
     """Remove every line that its bucket of documents has more than `most` times, apart from the white space around
-    it. The decision is uint64 [2, lines]: bucket and key, in that order of sorting."""
+    it."""
 
     most: int = option(6, "times that a line may occur in a bucket and stay")
     bucket: int = option(30_000_000, "documents of a bucket, counted in the order of the input")
@@ -32,6 +32,7 @@ class Lines:
         return fingerprints(line for found in lines for line in found), rows
 
     def decide(self, corpus: Corpus) -> np.ndarray:
+        """The lines to remove: uint64 [2, lines], bucket and key, sorted by bucket, then key."""
         found = [np.zeros((2, 0), np.uint64)]
         for keys, rows in corpus.ranges():
             buckets = (rows // self.bucket).astype(np.uint64)

@@ -133,7 +133,7 @@ def _identity(cfg: CurateConfig, found: tuple[Shard, ...]) -> str:
         inputs.append([asdict(shard), named, [[s.st_size, s.st_mtime_ns] for _, s in stats]])
     read = []
     for name, step, _ in cfg.steps.steps:
-        for path in steps.files(step):
+        for path in step.files() if isinstance(step, steps.ReadsFiles) else ():
             if not path.exists():
                 raise UserError(f"steps.{name}: there is no file {str(path)!r}.")
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

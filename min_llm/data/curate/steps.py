@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from min_llm import config as config_lib
 from min_llm.config import UserError, nearest
@@ -119,7 +119,10 @@ def passes(steps: Steps) -> list[Pass]:
     return [*walks, Pass(applied, tuple(filters))]
 
 
-def files(step: Step) -> list[Path]:
-    """The files that a step reads: their content belongs to the identity of a run."""
-    names = [getattr(step, "file", ""), *getattr(step, "against", ())]
-    return [Path(name).expanduser() for name in names if name]
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A step whose outcomes depend on files: their content belongs to the identity of a run."""
+
+    def files(self) -> list[Path]:
+        """Files, and folders of files."""
+        ...

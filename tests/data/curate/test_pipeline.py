@@ -1,5 +1,6 @@
 """The whole run: what comes out, in any number of processes, after kills, and on folders and disks that are no good."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -409,3 +410,17 @@ def test_the_command_line(crawled):
     report = json.loads((out / "report.json").read_text())
     assert report["config"]["steps"] == {"minhash": {"bands": 20, "rows": 7, "words": 5, "seed": 0}}
     assert [step["name"] for step in report["steps"]] == ["read", "minhash"]
+
+
+def test_the_help_names_every_step_and_setting():
+    shown = CliRunner().invoke(app, ["curate", "--help"], env={"COLUMNS": "200"}).stdout
+    for name, step in STEPS.items():
+        assert f"steps.{name}" in shown
+        assert all(f".{field.name}" in shown for field in dataclasses.fields(step))
+    assert "together" in shown and "fields.text" in shown
+
+
+def test_a_command_without_a_configuration():
+    for words, said in (([], "Give a configuration"), (["a", "b"], "One configuration file"), (["x=1"], "Unknown")):
+        with pytest.raises(UserError, match=said):
+            CliRunner().invoke(app, ["curate", *words], catch_exceptions=False)
