@@ -24,6 +24,7 @@ class Drop(NamedTuple):
 
     kind: str
     detail: str = ""
+    shown: str | None = None  # in the report, in place of the text
 
 
 Outcome = Document | Drop  # the same document (kept), another one (rewritten), or the reason to drop it

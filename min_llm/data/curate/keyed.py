@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float64, Int64, UInt64
 from min_llm.data.curate.document import Document, Drop, Outcome
 
 RUN = 1 << 21  # records that a shard sorts in memory at a time
-AT_ONCE = 1 << 23  # records that a reduce sorts in memory at a time
+AT_ONCE = 1 << 22  # records that a reduce sorts in memory at a time
 
 Keys = tuple[UInt64[np.ndarray, " keys"], Int64[np.ndarray, " keys"]]  # and the document each belongs to
 Rows = Int64[np.ndarray, " documents"]  # where documents stand among all

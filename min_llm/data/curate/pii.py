@@ -60,7 +60,8 @@ class PII:
         hits = find(document.text)
         if len(hits) >= self.least and 1000 * len(hits) > self.rate * len(document.text):
             kinds = Counter(hit.kind for hit in hits).most_common()
-            return Drop("personal data", ", ".join(f"{n} {kind}" for kind, n in kinds))
+            detail = ", ".join(f"{n} {kind}" for kind, n in kinds)
+            return Drop("personal data", detail, masked(document.text, hits))  # a report is passed around
         if not hits or not self.mask:
             return document
         return dataclasses.replace(document, text=masked(document.text, hits))

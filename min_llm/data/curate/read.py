@@ -72,11 +72,11 @@ def read(shard: Shard, cfg: CurateConfig) -> Read:
 
 
 def _files(source: str, spec: str) -> list[Path]:
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
-    else:
-        files = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    """The files of a path or pattern. Of folders, those that can be read; what is named itself must be such a one."""
+    files: list[Path] = []
+    for path in sorted(map(Path, glob.glob(os.path.expanduser(spec), recursive=True))):
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
+        files += inside if path.is_dir() else [path]
     if not files:
         raise UserError(
             f"inputs.{source}: nothing to read at {spec!r}. Give a file, a folder, a pattern such as crawl/*.jsonl.gz, "

@@ -83,7 +83,7 @@ class Tally:
         draw = hashlib.blake2b(f"{document.source}\0{document.name}".encode(), digest_size=8).hexdigest()
         found = self.samples.setdefault(step, {}).setdefault(drop.kind, [])
         if len(found) < SAMPLES or draw < found[-1].draw:
-            text = document.text[:SHOWN]
+            text = (document.text if drop.shown is None else drop.shown)[:SHOWN]
             found.append(Sample(draw, drop.kind, document.name, document.source, drop.detail, text))
             found.sort()
             del found[SAMPLES:]

@@ -134,5 +134,5 @@ def test_the_step_drops_high_volumes_and_masks_the_rest():
     none = Document("c", "Nothing here.")
     masked_, drop, same = PII()([some, many, none])
     assert masked_.text.startswith("Write to <email>, please.") and same is none
-    assert drop == Drop("personal data", "2 email, 1 phone")
+    assert drop == Drop("personal data", "2 email, 1 phone", "<email>, <email>, <phone>: a list.")
     assert PII(mask=False)([some]) == [some]

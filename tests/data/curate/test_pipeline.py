@@ -421,6 +421,10 @@ def test_the_help_names_every_step_and_setting():
 
 
 def test_a_command_without_a_configuration():
-    for words, said in (([], "Give a configuration"), (["a", "b"], "One configuration file"), (["x=1"], "Unknown")):
+    for words, said in (
+        ([], "Give a configuration"),
+        (["a", "b"], "One configuration file"),
+        (["x=1"], "Unknown"),
+    ):
         with pytest.raises(UserError, match=said):
             CliRunner().invoke(app, ["curate", *words], catch_exceptions=False)

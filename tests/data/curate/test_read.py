@@ -139,6 +139,15 @@ def test_whole_files(tmp_path):
     ]
 
 
+def test_documents_are_named_from_what_their_files_share(tmp_path):
+    for place in ("x/a.txt", "x/deep/a.txt", "y/a.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(place)
+    names = lambda spec: [name for shard in shards(config(spec)) for name, _ in read(shard, config(spec))]
+    assert names(tmp_path) == names(tmp_path / "*") == ["x/a.txt", "x/deep/a.txt", "y/a.txt"]
+    assert names(tmp_path / "x") == ["a.txt", "deep/a.txt"] and names(tmp_path / "y" / "*.txt") == ["a.txt"]
+
+
 def test_what_cannot_be_read_at_all_is_refused(tmp_path):
     for spec, said in (("none/*.jsonl", "nothing to read at"), (str(tmp_path), "nothing to read at")):
         with pytest.raises(UserError, match=said):
