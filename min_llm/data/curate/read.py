@@ -243,6 +243,11 @@ def _parsed(line: str, name: str, source: str, fields: Fields) -> Outcome:
         return Drop("not JSON", "nested too deeply")
     if not isinstance(row, dict):
         return Drop("no JSON object", f"but {type(row).__name__}")
+    if "\\u" in line:  # an escape can spell half of a surrogate pair, which UTF-8 cannot
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return Drop("half a surrogate pair", f"\\u{ord(error.object[error.start]):x}")
     return _document(row, name, source, fields)
 
 
@@ -276,10 +281,4 @@ def _meta(given: Any) -> dict[str, Any]:
 
 
 def _checked(document: Document) -> Outcome:
-    if not document.text.strip():
-        return Drop("no text in it")
-    try:
-        document.text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, UTF-8 cannot
-        return Drop("half a surrogate pair", f"at character {error.start:,}")
-    return document
+    return document if document.text.strip() else Drop("no text in it")

@@ -15,6 +15,7 @@ from min_llm.config import UserError, build
 from min_llm.data.curate.document import Document, Drop
 from min_llm.data.curate.read import read, shards
 from min_llm.data.curate.settings import CurateConfig
+from min_llm.data.curate.tally import Tally
 from min_llm.data.curate.write import read_lines, writer
 
 
@@ -230,6 +231,29 @@ def test_any_bytes_are_documents_or_reasons(data, longest):
         found = outcomes(path, longest=longest)
         assert found and all(isinstance(o, Drop | Document) for o in found)
         assert len(found) <= data.count(b"\n") + 1
+
+
+anything = st.text(st.characters())  # halves of surrogate pairs, too
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(
+        st.sampled_from(["text", "name", "url", "time", "meta", "x"]) | anything, anything | st.floats()
+    )
+)
+def test_any_row_is_a_document_that_can_be_written_or_a_reason(row):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        (outcome,) = outcomes(path)
+        if isinstance(outcome, Document):
+            with writer(Path(folder) / "out", "jsonl") as out:
+                out.write([outcome])
+            Tally().record("x", [outcome], [Drop("y")])
 
 
 json_values = st.recursive(
