@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from min_llm.cli.curate import curate
 from min_llm.config import UserError, build, nearest
 
 if TYPE_CHECKING:
     from min_llm.data.prepared import Prepared
 
 app = typer.Typer(help="Sources of text and prepared token files.", no_args_is_help=True)
+app.command(add_help_option=False)(curate)
 
 SHOWN_TOKENS = 48
 SHOWN_CHARACTERS = 300

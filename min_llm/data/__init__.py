@@ -1,5 +1,6 @@
 """From raw text to batches: sources, prepared token files, the loader and packing.
 
+curate/       which documents are worth training on: extraction, filters, deduplication
 sources.py    where text comes from: packages (sources.toml), Hugging Face, the user's own files
 readers.py    documents out of files, and sentences for malformed ones
 split.py      which text is for training and which for validation
