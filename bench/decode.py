@@ -59,8 +59,9 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Of each row, so that `steady` are left when the last row begins."""
-        return 1 + self.steady + -(-self.batch * self.prompt // PREFILL)
+        """Of each row, so that `steady` are left when the last row begins, and one more: rows of one step end some
+        microseconds apart."""
+        return 2 + self.steady + -(-self.batch * self.prompt // PREFILL)
 
     @property
     def length(self) -> int:
