@@ -148,13 +148,14 @@ def score(
     tokens: int = 0,
 ) -> dict[str, float]:
     """Validation loss in nats per token, and bits per byte where the whole split is scored; of several sources also
-    of each (loss/NAME, bits_per_byte/NAME). tokens: so many are scored, equally many of each source; 0: all."""
+    of each (loss/NAME, bits_per_byte/NAME). tokens: so many are scored, of each source in proportion; 0: all."""
     values: dict[str, float] = {}
     nats = count = size = 0.0
+    total = sum(part.val.n_targets for part in data.parts.values())
     for name, part in data.parts.items():
         batches = validation_batches(part.val, rows, seq_len)
         if tokens:
-            batches = itertools.islice(batches, max(1, -(-tokens // (rows * seq_len * len(data.parts)))))
+            batches = itertools.islice(batches, -(-tokens * part.val.n_targets // (total * rows * seq_len)))
         loss, scored = evaluator(params, batches)
         nats, count, size = nats + loss * scored, count + scored, size + part.val.scored_bytes
         if len(data.parts) > 1:
