@@ -65,9 +65,11 @@ class Mixture:
     def plan(self, windows: int) -> list[str]:
         """What a run of so many windows will take from each source, phase by phase, as sentences."""
         lines = []
-        ends = [first for first in self.schedule.first[1:] if first < windows] + [windows]
-        began = 0
-        for phase, end in zip(self.phases, ends, strict=False):
+        firsts = self.schedule.first
+        for phase, began, end in zip(self.phases, firsts, [*firsts[1:], windows], strict=True):
+            end = min(end, windows)
+            if end <= began:
+                continue
             counts = self.schedule.counts(end) - self.schedule.counts(began)
             parts = [
                 f"{name} {count / (end - began):.2%} ({loader.epochs_done(tokens, count, self.seq_len):.2f} epochs)"
@@ -75,7 +77,6 @@ class Mixture:
                 if phase.weights.get(name)
             ]
             lines.append(f"{began * self.seq_len:,} to {end * self.seq_len:,} tokens: {', '.join(parts)}")
-            began = end
         return lines
 
 

@@ -71,6 +71,8 @@ def pretraining(
 
     rows, length = cfg.train.batch_size, cfg.train.seq_len
     mixture = mixed(cfg, data) if cfg.data.mix else None
+    for line in mixture.plan(cfg.train.steps * rows) if mixture else ():
+        reporter().info(f"mix: {line}")
 
     def batch(step: int) -> Batch:
         if mixture is not None:
@@ -97,17 +99,14 @@ def pretraining(
 
 
 def mixed(cfg: RunConfig, data: Corpus) -> Mixture:
-    """The stream of a mix; what it will take from each source is reported."""
+    """The batches of a mix."""
     t = cfg.train
     if t.order != "shuffled":
         raise UserError(
             f"'train.order' is {t.order!r}, but a mix counts epochs. Remove it, or train on one data.source."
         )
     files = {name: part.train for name, part in data.parts.items()}
-    mixture = Mixture(files, cfg.data.mix, seed=cfg.seed, seq_len=t.seq_len)
-    for line in mixture.plan(t.steps * t.batch_size):
-        reporter().info(f"mix: {line}")
-    return mixture
+    return Mixture(files, cfg.data.mix, seed=cfg.seed, seq_len=t.seq_len)
 
 
 def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Runtime:

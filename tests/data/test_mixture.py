@@ -114,6 +114,8 @@ def test_the_plan_says_shares_and_epochs_of_each_phase():
     ]
     assert second == f"1,000 to 9,000 tokens: {', '.join(parts)}"
     assert len(mixture().plan(100)) == 1 and "0 to 800 tokens" in mixture().plan(100)[0]
+    short = [Phase({"a": 1.0}, 9), Phase({"b": 1.0}, 15), Phase({"c": 1.0})]  # no window begins in the second
+    assert [line.split(":")[1][:3] for line in mixture(phases=short).plan(5)] == [" a ", " c "]
 
 
 def test_a_source_shorter_than_a_window_is_a_sentence():
