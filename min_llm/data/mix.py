@@ -21,7 +21,9 @@ from jaxtyping import Int
 from min_llm.config import UserError, nearest
 
 UNIT = 1 << 63  # the unit interval in integers: its ends fit into uint64
-STEP = int(UNIT * (math.sqrt(5) - 1) / 2) | 1
+STEP = (
+    math.isqrt(5 * UNIT**2) - UNIT
+) // 2 | 1  # of UNIT, one over the golden ratio; odd: no place comes twice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,43 +35,45 @@ class Phase:
 
 
 def check_phases(phases: Sequence[Phase], names: Collection[str]) -> None:
-    """Refuse phases that make no sense for these sources, with a sentence."""
+    """Refuse phases that make no sense for the sources of these names, with a sentence."""
     seen = 0
     for k, phase in enumerate(phases):
-        here, last = f"data.mix[{k}]", k == len(phases) - 1
-        if unknown := [name for name in phase.weights if name not in names]:
-            raise UserError(
-                f"{here} weighs a source {unknown[0]!r} that data.sources does not name."
-                f"{nearest(unknown[0], list(names))}"
-            )
-        if wrong := [name for name, w in phase.weights.items() if not (math.isfinite(w) and w >= 0)]:
-            raise UserError(
-                f"{here} gives {wrong[0]!r} the weight {phase.weights[wrong[0]]}; a weight is a share from 0 to 1."
-            )
-        total = math.fsum(phase.weights.values())
-        if abs(total - 1) > 1e-6:
-            scaled = (
-                {name: round(w / total, 6) for name, w in phase.weights.items()} if total else "one above 0"
-            )
-            raise UserError(f"The weights of {here} sum to {total:g}, not to 1. Write {scaled}.")
-        if last != (phase.until is None):
-            what = (
-                "needs no 'until': it lasts to the end"
-                if last
-                else "needs 'until', the tokens seen when it ends"
-            )
-            raise UserError(f"{here} {what} of the run.")
-        if phase.until is not None:
-            if phase.until <= seen:
+        here = f"data.mix[{k}]"
+        _check_weights(here, phase.weights, names)
+        if k == len(phases) - 1:
+            if phase.until is not None:
                 raise UserError(
-                    f"{here} ends at {phase.until:,} tokens, but it begins at {seen:,}; put phases in order."
+                    f"{here} is the last phase and lasts to the end of the run. Remove its 'until'."
                 )
-            seen = phase.until
+        elif phase.until is None:
+            raise UserError(
+                f"{here} needs 'until': the tokens that the run has seen when the next phase begins."
+            )
+        elif phase.until <= seen:
+            raise UserError(
+                f"{here} ends at {phase.until:,} tokens, but it begins at {seen:,}. Put the phases in order."
+            )
+        seen = phase.until or seen
     if idle := [name for name in names if not any(name in phase.weights for phase in phases)]:
         raise UserError(
             f"data.sources names {idle[0]!r}, which no phase of data.mix weighs. Remove it, or give it the weight 0 "
             "to validate on it without training."
         )
+
+
+def _check_weights(here: str, weights: Mapping[str, float], names: Collection[str]) -> None:
+    for name, weight in weights.items():
+        if name not in names:
+            raise UserError(
+                f"{here} weighs a source {name!r} that data.sources does not name.{nearest(name, list(names))}"
+            )
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"{here} gives {name!r} the weight {weight}; a weight is a share from 0 to 1.")
+    total = math.fsum(weights.values())
+    if abs(total - 1) > 1e-6:
+        scaled = {name: round(weight / total, 6) for name, weight in weights.items()} if total else {}
+        advice = f"Did you mean {scaled}?" if scaled else "Give at least one source a share."
+        raise UserError(f"The weights of {here} sum to {total:g}, not to 1. {advice}")
 
 
 class Schedule:
@@ -80,9 +84,8 @@ class Schedule:
         self.first = [0, *(-(-p.until // seq_len) for p in phases if p.until is not None)]
         self._start = start % UNIT
         self._edges = [_edges(phase.weights, names) for phase in phases]
-        self._before = [
-            np.zeros(len(names), np.int64)
-        ]  # of each phase: what to add to the counts by its weights
+        # what to add in each phase to the counts of a run that had its weights from the first window on
+        self._before = [np.zeros(len(names), np.int64)]
         for k in range(1, len(phases)):
             self._before.append(self.counts(self.first[k]) - self._counts(k, self.first[k]))
 

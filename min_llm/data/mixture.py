@@ -49,9 +49,9 @@ class Mixture:
     def account(self, windows: int) -> dict[str, float]:
         """After so many windows, for each source: tokens/NAME, epochs/NAME, and share/NAME of the tokens since the
         present phase began."""
-        n, schedule = max(windows, 1), self.schedule
+        schedule = self.schedule
         counts = schedule.counts(windows)
-        began = schedule.first[schedule.phase(n - 1)]
+        began = schedule.first[schedule.phase(max(windows - 1, 0))]
         shares = (counts - schedule.counts(began)) / max(windows - began, 1)
         found: dict[str, float] = {}
         for (name, tokens), count, share in zip(

@@ -7,6 +7,8 @@
     tokenizer.json                trained on the training text only, where it is trained
     meta.json                     counts, hashes, licence, attribution, configuration, version of this format
 
+The sources of a mix get a folder each and share a tokenizer, which lies beside them when it is learned from their text.
+
 The folder is made under another name and renamed when it is complete. Its hash covers the configuration and
 the identity of the sources (pins, sha256; size and time of the user's own files): other input, another folder.
 """
