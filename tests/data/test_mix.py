@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from min_llm.config import UserError
-from min_llm.data.mix import Phase, Schedule, check_phases, floor_sum
+from min_llm.data.mix import UNIT, Phase, Schedule, check_phases, floor_sum
 
 PAPER = {"general": 0.5, "math": 0.25, "code": 0.17, "multilingual": 0.08}  # Llama 3, section 3.1.2
 LATER = {"general": 0.3, "math": 0.4, "code": 0.2, "multilingual": 0.1}
@@ -95,6 +95,13 @@ def test_realised_shares_of_each_phase():
     for begin, end, weights in ((0, 20_000, PAPER), (20_000, 60_000, LATER), (60_000, 100_000, PAPER)):
         shares = (schedule.counts(end) - schedule.counts(begin)) / (end - begin)
         assert shares.tolist() == pytest.approx(list(weights.values()), abs=5e-4)
+
+
+@pytest.mark.parametrize("start, source", [(0, 0), (UNIT // 2 - 1, 0), (UNIT // 2, 1), (UNIT - 1, 1)])
+def test_a_place_on_the_border_belongs_to_the_source_that_begins_there(start, source):
+    schedule = Schedule([Phase({"a": 0.5, "none": 0.0, "b": 0.5})], ["a", "none", "b"], 8, start)
+    assert schedule.place(0, 1)[0].tolist() == [2 * source]
+    assert schedule.counts(1).tolist() == [1 - source, 0, source]
 
 
 def test_a_phase_shorter_than_a_window_is_left_out():
