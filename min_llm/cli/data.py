@@ -117,6 +117,22 @@ def show(
     print(f"\n--- first tokens of the training text\n{_boundaries(prepared)}")
 
 
+@app.command()
+def mix(
+    settings: Annotated[list[str], typer.Argument(metavar="CONFIG.yaml [key=value ...]", show_default=False)],
+) -> None:
+    """What a run's data.mix takes from each source in each phase: shares and epochs. Prepares the data first."""
+    from min_llm.cli.models import load_run_config
+    from min_llm.data.prepare import prepare_corpus
+    from min_llm.train.pretrain import mixed
+
+    run, _ = load_run_config(settings, 0)
+    if not run.data.mix:
+        raise UserError("The configuration has no data.mix; it trains on data.source alone.")
+    for line in mixed(run, prepare_corpus(run.data)).plan(run.train.steps * run.train.batch_size):
+        print(line)
+
+
 def _boundaries(prepared: Prepared) -> str:
     """The first tokens, each ended by |, line ends visible."""
     ids = prepared.train.plain[:SHOWN_TOKENS].tolist()

@@ -17,7 +17,7 @@ from min_llm.config import UserError
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from min_llm.data.prepare import Prepared
+    from min_llm.data.prepared import Corpus
     from min_llm.train.config import RunConfig
     from min_llm.train.loop import Hook
     from min_llm.train.pretrain import Task
@@ -133,7 +133,9 @@ def run_on(mesh: Mesh | None, cfg: RunConfig) -> tuple[bool, Path]:
             outcome = train_loop(opened, task, hooks)
             if outcome.finished and cfg.log.baselines and processes.primary():
                 reporter().info("Bits per byte of xz -9 and a 5-gram on the same text, to compare with")
-                write_atomic(folder / "baselines.json", json.dumps(baselines(data), indent=1))
+                each = {name: baselines(part) for name, part in data.parts.items()}
+                found = {"sources": each} if cfg.data.mix else each["text"]
+                write_atomic(folder / "baselines.json", json.dumps(found, indent=1))
         finally:
             if processes.primary():
                 write_report(folder, running=False)
@@ -164,7 +166,7 @@ def describe(cfg: RunConfig, task: Task) -> str:
     )
 
 
-def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Prepared) -> Hook:
+def sampling_hook(folder: Path, cfg: RunConfig, task: Task, data: Corpus) -> Hook:
     """Continue the prompts and append what comes to samples.md."""
     from min_llm.infer.request import Sampling
     from min_llm.infer.sample import check, generate

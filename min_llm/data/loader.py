@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 FIELDS = [field.name for field in dataclasses.fields(Batch)]
 
-_PERMUTATION, _OFFSET, _RANDOM = range(3)  # what a stream of random numbers is for
+_PERMUTATION, _OFFSET, _RANDOM, _SEEDS = range(4)  # what a stream of random numbers is for
 
 
 def batch(
@@ -48,38 +48,53 @@ def batch(
     window that runs over the file's end then stops at it), others in each epoch.
     order "random": each row starts at a uniformly drawn place (nanoGPT's sampling, with replacement).
     """
+    n_rows = check_rows(rows, seq_len, first_row, n_rows)
+    if order == "random":
+        check_length(tokens, seq_len)
+        draws = _philox(seed, _RANDOM, step, rows)[first_row : first_row + n_rows]
+        return cut(tokens, (draws % np.uint64(tokens.n_targets - seq_len + 1)).astype(np.int64), seq_len)
+    if order != "shuffled":
+        raise UserError(f"order is {order!r}; it must be 'shuffled' or 'random'.")
+    return windows(tokens, step * rows + np.arange(first_row, first_row + n_rows), seed=seed, seq_len=seq_len)
+
+
+def windows(tokens: TokenFile, numbers: Int[np.ndarray, rows], *, seed: int, seq_len: int) -> Batch:
+    """The windows of these numbers (ascending) in the shuffled order of `batch`, counted over all epochs."""
+    check_length(tokens, seq_len)
+    n, n_windows = tokens.n_targets, tokens.n_targets // seq_len
+    epochs, places = np.divmod(numbers, n_windows)
+    begin = np.empty(len(numbers), np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        offset, permutation = _orders(tokens)(seed, epoch, n_windows, n)
+        mine = epochs == epoch
+        begin[mine] = (offset + permutation[places[mine]] * seq_len) % n
+    if (begin + seq_len <= n).all():
+        return cut(tokens, begin, seq_len)
+    return combine(np.concatenate, [_cut_ring(tokens, int(b), seq_len) for b in begin])
+
+
+def check_rows(rows: int, seq_len: int, first_row: int, n_rows: int | None) -> int:
+    """The number of rows from `first_row` on, all of them without `n_rows`; a sentence where they do not exist."""
     n_rows = rows - first_row if n_rows is None else n_rows
     if rows < 1 or seq_len < 1 or first_row < 0 or n_rows < 1 or first_row + n_rows > rows:
         raise UserError(
             f"rows {first_row} to {first_row + n_rows} of a batch of {rows} x {seq_len} do not exist."
         )
-    n = tokens.n_targets
-    if seq_len > n:
+    return n_rows
+
+
+def check_length(tokens: TokenFile, seq_len: int) -> None:
+    """Refuse a file without one window."""
+    if seq_len > tokens.n_targets:
         raise UserError(
-            f"{tokens.name} holds {n + 1:,} tokens; seq_len {seq_len:,} needs at least {seq_len + 1:,}. "
+            f"{tokens.name} holds {tokens.n_targets + 1:,} tokens; seq_len {seq_len:,} needs at least {seq_len + 1:,}. "
             "Use a shorter seq_len or more text."
         )
-    if order == "random":
-        draws = _philox(seed, _RANDOM, step, rows)[first_row : first_row + n_rows]
-        return cut(tokens, (draws % np.uint64(n - seq_len + 1)).astype(np.int64), seq_len)
-    if order != "shuffled":
-        raise UserError(f"order is {order!r}; it must be 'shuffled' or 'random'.")
-
-    n_windows = n // seq_len
-    epochs, places = np.divmod(step * rows + np.arange(first_row, first_row + n_rows), n_windows)
-    begin = np.empty(n_rows, np.int64)
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-        offset, permutation = _epoch(seed, epoch, n_windows, n)
-        mine = epochs == epoch
-        begin[mine] = (offset + permutation[places[mine]] * seq_len) % n
-    if (begin + seq_len <= n).all():
-        return cut(tokens, begin, seq_len)
-    return _combine(np.concatenate, [_cut_ring(tokens, int(b), seq_len) for b in begin])
 
 
-def epochs_done(tokens: TokenFile, step: int, rows: int, seq_len: int) -> float:
-    """How many times the file has been seen after `step` batches."""
-    return step * rows / max(tokens.n_targets // seq_len, 1)
+def epochs_done(tokens: TokenFile, n_windows: int, seq_len: int) -> float:
+    """How many times the file has been seen after so many windows."""
+    return n_windows / max(tokens.n_targets // seq_len, 1)
 
 
 def cut(tokens: TokenFile, begin: Int[np.ndarray, rows], seq_len: int) -> Batch:
@@ -118,14 +133,19 @@ def _cut_ring(tokens: TokenFile, begin: int, seq_len: int) -> Batch:
     else:
         assert head.segment_ids is not None
         head = dataclasses.replace(head, segment_ids=head.segment_ids + tail.segment_ids[:, -1:])
-    return _combine(lambda pieces: np.concatenate(pieces, axis=1), [tail, head])
+    return combine(lambda pieces: np.concatenate(pieces, axis=1), [tail, head])
 
 
-def _combine(fn: Callable[[list[Any]], Any], batches: Sequence[Batch]) -> Batch:
+def combine(fn: Callable[[list[Any]], Any], batches: Sequence[Batch]) -> Batch:
     """A batch whose fields are `fn` of the list of the batches' fields; what is None stays None."""
     columns = {name: [getattr(b, name) for b in batches] for name in FIELDS}
     made: dict[str, Any] = {name: None if c[0] is None else fn(c) for name, c in columns.items()}
     return Batch(**made)
+
+
+def derive(seed: int, n: int) -> list[int]:
+    """n seeds that follow from one; the first of them do not depend on n."""
+    return _philox(seed, _SEEDS, 0, n).tolist()
 
 
 def _philox(seed: int, purpose: int, count: int, n: int) -> np.ndarray:
@@ -134,7 +154,12 @@ def _philox(seed: int, purpose: int, count: int, n: int) -> np.ndarray:
     return np.random.Philox(key=key, counter=np.array([0, 0, 0, count], np.uint64)).random_raw(n)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
+def _orders(tokens: TokenFile) -> Callable[[int, int, int, int], tuple[int, np.ndarray]]:
+    """`_epoch` that keeps the last two of each file: a batch of a mixture reads many files."""
+    return lru_cache(maxsize=2)(_epoch)
+
+
 def _epoch(seed: int, epoch: int, n_windows: int, n_targets: int) -> tuple[int, np.ndarray]:
     """(offset of the first window, order of the windows). Memory: 8 bytes a window."""
     offset = int(_philox(seed, _OFFSET, epoch, 1)[0] % np.uint64(n_targets))
@@ -165,9 +190,9 @@ def validation_batches(
         pieces = [cut(tokens, whole, seq_len)] if len(whole) else []
         if len(whole) < len(begin):
             pieces.append(_padded(cut(tokens, begin[-1:], tokens.n_targets - int(begin[-1])), seq_len))
-        empty = _combine(lambda fields: np.zeros_like(fields[0][:1]), pieces[:1])
+        empty = combine(lambda fields: np.zeros_like(fields[0][:1]), pieces[:1])
         pieces += [empty] * (rows - len(begin))
-        made = _combine(np.concatenate, pieces)
+        made = combine(np.concatenate, pieces)
         assert made.weights is not None
         overlaps = np.arange(first, first + rows)[:, None] > 0
         made.weights[overlaps & (np.arange(seq_len) < seq_len - stride)] = 0  # scored by the window before
@@ -177,7 +202,7 @@ def validation_batches(
 def _padded(row: Batch, seq_len: int) -> Batch:
     """Zeros at the end of every field, up to seq_len."""
     room = seq_len - row.tokens.shape[1]
-    return _combine(lambda fields: np.pad(fields[0], ((0, 0), (0, room))), [row])
+    return combine(lambda fields: np.pad(fields[0], ((0, 0), (0, room))), [row])
 
 
 class Prefetcher(Generic[Item]):

@@ -7,6 +7,8 @@
     tokenizer.json                trained on the training text only, where it is trained
     meta.json                     counts, hashes, licence, attribution, configuration, version of this format
 
+The sources of a mix get a folder each and share a tokenizer, which lies beside them when it is learned from their text.
+
 The folder is made under another name and renamed when it is complete. Its hash covers the configuration and
 the identity of the sources (pins, sha256; size and time of the user's own files): other input, another folder.
 """
@@ -23,7 +25,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +34,8 @@ import numpy as np
 from min_llm import fetch, tokenizers
 from min_llm.config import UserError, dump, option
 from min_llm.data import readers
-from min_llm.data.prepared import FORMAT, SPLITS, VERSION, Prepared, data_folder, open_prepared
+from min_llm.data.mix import Phase, check_phases
+from min_llm.data.prepared import FORMAT, SPLITS, VERSION, Corpus, Prepared, data_folder, open_prepared
 from min_llm.data.sources import Source, resolve, slug
 from min_llm.data.split import Piece, splitter
 from min_llm.data.tokenfile import token_dtype
@@ -49,6 +52,14 @@ class DataConfig:
     source: str | tuple[str, ...] = option(
         "shakespeare", "name from `min-llm data list`, hf:OWNER/NAME, or a path; or a list of them"
     )
+    sources: dict[str, str | tuple[str, ...]] = option(
+        {},
+        "names for what data.mix weighs, each a source or a list of them; without it the mix names sources",
+    )
+    mix: tuple[Phase, ...] = option(
+        (),
+        "instead of data.source: phases of {until: TOKENS, weights: {NAME: SHARE}}, the last without until",
+    )
     tokenizer: str = option(
         "bpe:2048", "chars or bpe:SIZE (of the training text), bytes, gpt2, llama3, a path"
     )
@@ -64,8 +75,32 @@ class DataConfig:
     home: str = option("", "folder for prepared data instead of $MIN_LLM_HOME")
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def specs(self) -> tuple[str, ...]:
         return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def parts(self) -> dict[str, DataConfig]:
+        """The configuration of each source of the mix by its name; of the text itself without a mix."""
+        if not self.mix:
+            if self.sources:
+                raise UserError(
+                    "data.sources names the sources of a mix, but data.mix is empty; add its weights."
+                )
+            return {"text": self}
+        weighed = {name: name for phase in self.mix for name in phase.weights}
+        named = self.sources or weighed
+        check_phases(self.mix, named)
+        return {name: replace(self, source=source, sources={}, mix=()) for name, source in named.items()}
+
+
+def prepare_corpus(cfg: DataConfig) -> Corpus:
+    """`prepare` for every source of the mix, in a folder each, with one tokenizer: one that is learned is learned from
+    the training texts of all of them. Other weights, or another order of phases, prepare nothing anew."""
+    parts = cfg.parts
+    if cfg.mix and is_learned(cfg.tokenizer):
+        path = str(_shared_tokenizer(cfg, list(parts.values())))
+        parts = {name: replace(part, tokenizer=path) for name, part in parts.items()}
+    return Corpus({name: prepare(part) for name, part in parts.items()})
 
 
 def prepare(cfg: DataConfig) -> Prepared:
@@ -74,13 +109,7 @@ def prepare(cfg: DataConfig) -> Prepared:
     Raises UserError for unknown or malformed sources, a split that leaves nothing, a full or read-only disk,
     and prepared files that have been damaged.
     """
-    if not 0 < cfg.val_fraction < 1:
-        raise UserError(
-            f"data.val_fraction is {cfg.val_fraction}; it must lie between 0 and 1, for example 0.1."
-        )
-    if not cfg.sources:
-        raise UserError("data.source is an empty list; name at least one source (`min-llm data list`).")
-    sources = [resolve(spec, cfg.field) for spec in cfg.sources]
+    sources = _sources(cfg)
     folder = data_folder(cfg.home) / f"{_name(cfg, sources)}-{_hash(cfg, sources)}"
     if not folder.is_dir():
         reporter().info(f"Preparing {folder.name} in {folder.parent}")
@@ -90,6 +119,29 @@ def prepare(cfg: DataConfig) -> Prepared:
     for line in prepared.describe():
         reporter().info(f"data: {line}")
     return prepared
+
+
+def _sources(cfg: DataConfig) -> list[Source]:
+    if not 0 < cfg.val_fraction < 1:
+        raise UserError(
+            f"data.val_fraction is {cfg.val_fraction}; it must lie between 0 and 1, for example 0.1."
+        )
+    if not cfg.specs:
+        raise UserError("A source is an empty list; name at least one (`min-llm data list`).")
+    return [resolve(spec, cfg.field) for spec in cfg.specs]
+
+
+def _shared_tokenizer(cfg: DataConfig, parts: list[DataConfig]) -> Path:
+    """The file of the tokenizer learned from the training texts of all parts, beside the prepared folders."""
+    sources = [source for part in parts for source in _sources(part)]
+    folder = data_folder(cfg.home)
+    path = folder / f"{slug(cfg.tokenizer)}-{_hash(cfg, sources)}.json"
+    if not path.is_file():
+        with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            splits = _splits(cfg, sources)
+            _tokenizer(cfg.tokenizer, lambda: _pieces(sources, splits, 0)).save(path)
+    return path
 
 
 def _name(cfg: DataConfig, sources: list[Source]) -> str:
@@ -111,7 +163,7 @@ def _make(cfg: DataConfig, sources: list[Source], folder: Path) -> None:
     _sweep(folder.parent)
     part = Path(tempfile.mkdtemp(prefix="part-", dir=folder.parent))
     try:
-        splits = [splitter(s, cfg.split, cfg.val_fraction, cfg.seed, cfg.tune) for s in sources]
+        splits = _splits(cfg, sources)
         pieces = {name: lambda k=k: _pieces(sources, splits, k) for k, name in enumerate(SPLITS)}
         tokenizer = _tokenizer(cfg.tokenizer, pieces["train"])
         tokenizer.save(part / "tokenizer.json")
@@ -161,6 +213,10 @@ def _about(source: Source) -> dict[str, Any]:
     return about
 
 
+def _splits(cfg: DataConfig, sources: list[Source]) -> list[Piece]:
+    return [splitter(s, cfg.split, cfg.val_fraction, cfg.seed, cfg.tune) for s in sources]
+
+
 def _pieces(sources: list[Source], splits: list[Piece], which: int) -> Iterator[str]:
     """The non-empty training (0) or validation (1) texts of all documents of all sources."""
     for source, split in zip(sources, splits, strict=True):
@@ -170,8 +226,13 @@ def _pieces(sources: list[Source], splits: list[Piece], which: int) -> Iterator[
                 yield piece
 
 
+def is_learned(tokenizer: str) -> bool:
+    """Whether it is made from the training text."""
+    return tokenizer == "chars" or tokenizer.startswith("bpe:")
+
+
 def _is_path(tokenizer: str) -> bool:
-    return tokenizer not in ("chars", "bytes", *tokenizers.NAMED) and not tokenizer.startswith("bpe:")
+    return not is_learned(tokenizer) and tokenizer not in ("bytes", *tokenizers.NAMED)
 
 
 def _tokenizer(spec: str, train: Callable[[], Iterator[str]]) -> Tokenizer:

@@ -61,6 +61,23 @@ class Prepared:
         return lines
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """The text of a run: a prepared folder for each named source, all with one tokenizer."""
+
+    parts: dict[str, Prepared]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return next(iter(self.parts.values())).tokenizer
+
+    def describe(self) -> list[str]:
+        """The data report of every source."""
+        if len(self.parts) == 1:
+            return next(iter(self.parts.values())).describe()
+        return [f"{name}: {line}" for name, part in self.parts.items() for line in part.describe()]
+
+
 def data_folder(home: str = "") -> Path:
     """Where prepared folders lie."""
     return (Path(home).expanduser() if home else fetch.home()) / "data"

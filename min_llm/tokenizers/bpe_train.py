@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 from min_llm.reporting import reporter
-from min_llm.tokenizers import base, byte_level, split
+from min_llm.tokenizers import base, bpe, byte_level, split
 from min_llm.tokenizers.base import TokenizerError
 from min_llm.tokenizers.bpe import BPE
 
 Pair = tuple[int, int]
 PROGRESS_EVERY = 64
+GROUP_CHARS = 4_000_000  # of text that one process counts at a time
 
 
 def train_bpe(
@@ -36,11 +39,13 @@ def train_bpe(
     special: Sequence[str] = (base.END_OF_TEXT,),
     end_of_document: str | None = base.END_OF_TEXT,
     name: str | None = None,
+    processes: int = 1,
 ) -> BPE:
     """A BPE tokenizer with `vocab_size` ids: 256 bytes, the learned merges, then the special tokens.
 
-    pattern: a name in `split.PATTERNS` or a regular expression. Raises TokenizerError when the vocabulary is
-    too small for the bytes and special tokens, or larger than the text has pairs to merge.
+    pattern: a name in `split.PATTERNS` or a regular expression. processes: as in `count_pieces`; the tokenizer is the
+    same for any number. Raises TokenizerError when the vocabulary is too small for the bytes and special tokens, or
+    larger than the text has pairs to merge.
     """
     count = vocab_size - 256 - len(special)
     if count < 0:
@@ -49,7 +54,7 @@ def train_bpe(
             f"tokens need at least {256 + len(special)}."
         )
     pattern = split.PATTERNS.get(pattern, pattern)
-    pieces = count_pieces(texts, pattern)
+    pieces = count_pieces(texts, pattern, processes)
     words = [[byte_level.RANK[byte] for byte in piece.encode("utf-8")] for piece in pieces]
     tokens = [bytes([byte]) for byte in byte_level.ORDER]
     tokens += _learn(words, list(pieces.values()), tokens, count)
@@ -64,6 +69,7 @@ def extend(
     protect: Iterable[str] = (),
     only_non_ascii: bool = False,
     name: str | None = None,
+    processes: int = 1,
 ) -> BPE:
     """The tokenizer with `extra` tokens learned from other text and put behind its own (Llama 3, section 3.2:
     28K tokens for other languages behind tiktoken's 100K; the special tokens move behind the new ones).
@@ -74,7 +80,7 @@ def extend(
     """
     ranks = tokenizer.ranks
     guarded: set[bytes] = set()
-    for piece, ids in _base_ids(tokenizer, count_pieces(protect, tokenizer.pattern)):
+    for piece, ids in _base_ids(tokenizer, count_pieces(protect, tokenizer.pattern, processes)):
         spelled = [tokenizer.tokens[i] for i in ids]
         guarded.add(piece)
         guarded.update(a + b for a, b in itertools.pairwise(spelled))
@@ -82,7 +88,7 @@ def extend(
     def allowed(token: bytes) -> bool:
         return token not in guarded and token not in ranks and not (only_non_ascii and token.isascii())
 
-    pieces = count_pieces(texts, tokenizer.pattern)
+    pieces = count_pieces(texts, tokenizer.pattern, processes)
     words = [ids for _, ids in _base_ids(tokenizer, pieces)]
     tokens = list(tokenizer.tokens)
     tokens += _learn(words, list(pieces.values()), tokens, extra, allowed)
@@ -90,8 +96,24 @@ def extend(
     return BPE(tuple(tokens), tokenizer.pattern, tokenizer.special_tokens, tokenizer.end_of_document, name)
 
 
-def count_pieces(texts: Iterable[str], pattern: str) -> Counter[str]:
-    """How often each piece occurs, in the order of first occurrence."""
+def count_pieces(texts: Iterable[str], pattern: str, processes: int = 1) -> Counter[str]:
+    """How often each piece occurs, in the order of first occurrence.
+
+    processes: how many share the work, which is worth it from some megabytes on. They are spawned, so a script that
+    asks for several keeps its own work under `if __name__ == "__main__"`, as multiprocessing wants it.
+    """
+    if processes == 1:
+        return _count_group(texts, pattern)
+    counts: Counter[str] = Counter()
+    groups = bpe.grouped(texts, GROUP_CHARS)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        while batch := list(itertools.islice(groups, 2 * processes)):  # no more of the text is held at a time
+            for found in pool.map(_count_group, batch, itertools.repeat(pattern)):
+                counts.update(found)
+    return counts
+
+
+def _count_group(texts: Iterable[str], pattern: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         base.utf8(text)

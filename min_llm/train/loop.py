@@ -250,6 +250,8 @@ class Loop:
             perf |= self.compare(perf)
             self.losses, self.timed = [], 0
             self.metrics.write(done, "train", values, perf)
+            if self.task.account is not None:
+                self.metrics.write(done, "mix", self.task.account(done))
             self.display({"step": done, "kind": "train", **values, "perf": perf})
         self.progress.advance()
 

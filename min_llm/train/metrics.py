@@ -1,6 +1,6 @@
 """Where measurements go: metrics.jsonl always; TensorBoard and Weights & Biases when asked.
 
-A row is {"step", "kind": train | val | probe | event, values …, "perf": {…}}. Everything that a second run of the
+A row is {"step", "kind": train | mix | val | probe | event, values …, "perf": {…}}. Everything that a second run of the
 same configuration would not reproduce (times, throughput, memory) is under "perf"; the rest is bit-identical.
 """
 

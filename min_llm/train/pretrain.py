@@ -13,7 +13,8 @@ from min_llm import models
 from min_llm.config import UserError
 from min_llm.data.loader import batch as make_batch
 from min_llm.data.loader import validation_batches
-from min_llm.data.prepare import Prepared, prepare
+from min_llm.data.mixture import Mixture
+from min_llm.data.prepare import Corpus, prepare_corpus
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime, RuntimeConfig, resolve
@@ -39,12 +40,13 @@ class Task:
     final: Callable[[Any], dict[str, float]] | None = (
         None  # once at the end, where validation scores only a part
     )
+    account: Callable[[int], dict[str, float]] | None = None  # steps -> what each source of a mix has given
     initial: Callable[[], Any] | None = None  # the parameters of step 0; random ones without it
 
 
 def pretraining(
     cfg: RunConfig, begun_with: Mapping[str, Any] | None = None, mesh: Mesh | None = None
-) -> tuple[RunConfig, Task, Prepared]:
+) -> tuple[RunConfig, Task, Corpus]:
     """The configuration with the tokenizer's vocabulary filled in, the task, and its data.
 
     begun_with: the runtime of a run that goes on (`run.begun_with`); it stands where the configuration says "auto".
@@ -54,7 +56,7 @@ def pretraining(
     check(cfg)  # a setting that cannot work is refused before minutes of preparation
     if not processes.primary():  # on a shared disk it finds what the primary has made
         processes.barrier()
-    data = prepare(cfg.data)
+    data = prepare_corpus(cfg.data)
     if processes.primary():
         processes.barrier()
     cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
@@ -67,15 +69,19 @@ def pretraining(
     place = meshes.placement(cfg.parallel.mesh, mesh)
     evaluator = Evaluator(cfg.model, runtime)
 
+    rows, length = cfg.train.batch_size, cfg.train.seq_len
+    mixture = mixed(cfg, data) if cfg.data.mix else None
+    for line in mixture.plan(cfg.train.steps * rows) if mixture else ():
+        reporter().info(f"mix: {line}")
+
     def batch(step: int) -> Batch:
-        t = cfg.train
-        rows = make_batch(
-            data.train, seed=cfg.seed, step=step, rows=t.batch_size, seq_len=t.seq_len, order=t.order
-        )
-        return place(rows)
+        if mixture is not None:
+            return place(mixture.batch(step, rows))
+        (text,) = data.parts.values()
+        order = cfg.train.order
+        return place(make_batch(text.train, seed=cfg.seed, step=step, rows=rows, seq_len=length, order=order))
 
     def validate(params: Any, tokens: int = cfg.train.eval_tokens) -> dict[str, float]:
-        rows, length = cfg.train.batch_size, cfg.train.seq_len
         return score(lambda p, parts: evaluator(p, map(place, parts)), params, data, rows, length, tokens)
 
     task = Task(
@@ -86,9 +92,21 @@ def pretraining(
         batch,
         validate,
         (lambda params: validate(params, 0)) if cfg.train.eval_tokens else None,
+        (lambda steps: mixture.account(steps * rows)) if mixture else None,
         lambda: begin.weights(cfg, spec),
     )
     return cfg, task, data
+
+
+def mixed(cfg: RunConfig, data: Corpus) -> Mixture:
+    """The batches of a mix."""
+    t = cfg.train
+    if t.order != "shuffled":
+        raise UserError(
+            f"'train.order' is {t.order!r}, but a mix counts epochs. Remove it, or train on one data.source."
+        )
+    files = {name: part.train for name, part in data.parts.items()}
+    return Mixture(files, cfg.data.mix, seed=cfg.seed, seq_len=t.seq_len)
 
 
 def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Runtime:
@@ -123,17 +141,27 @@ def with_vocabulary(cfg: RunConfig, size: int) -> RunConfig:
 def score(
     evaluator: Callable[..., tuple[float, int]],
     params: Any,
-    data: Prepared,
+    data: Corpus,
     rows: int,
     seq_len: int,
     tokens: int = 0,
 ) -> dict[str, float]:
-    """Validation loss in nats per token, and bits per byte where the whole split is scored."""
-    batches = validation_batches(data.val, rows, seq_len)
-    if tokens:
-        batches = itertools.islice(batches, max(1, -(-tokens // (rows * seq_len))))
-    loss, count = evaluator(params, batches)
-    values = {"loss": loss, "tokens": count}
-    if not tokens and data.val.scored_bytes:
-        values["bits_per_byte"] = bits_per_byte(loss, count, data.val.scored_bytes)
+    """Validation loss in nats per token, and bits per byte where the whole split is scored; of several sources also
+    of each (loss/NAME, bits_per_byte/NAME). tokens: so many are scored, of each source in proportion; 0: all."""
+    values: dict[str, float] = {}
+    nats = count = size = 0.0
+    total = sum(part.val.n_targets for part in data.parts.values())
+    for name, part in data.parts.items():
+        batches = validation_batches(part.val, rows, seq_len)
+        if tokens:
+            batches = itertools.islice(batches, -(-tokens * part.val.n_targets // (total * rows * seq_len)))
+        loss, scored = evaluator(params, batches)
+        nats, count, size = nats + loss * scored, count + scored, size + part.val.scored_bytes
+        if len(data.parts) > 1:
+            values[f"loss/{name}"] = loss
+            if not tokens and part.val.scored_bytes:
+                values[f"bits_per_byte/{name}"] = bits_per_byte(loss, scored, part.val.scored_bytes)
+    values = {"loss": nats / count, "tokens": int(count)} | values
+    if not tokens and size:
+        values["bits_per_byte"] = bits_per_byte(nats / count, int(count), int(size))
     return values

@@ -18,7 +18,7 @@ from min_llm.config import UserError
 from min_llm.plan.hardware import datasheet
 from min_llm.platform import write_atomic
 from min_llm.reporting import clock, reporter
-from min_llm.train import figures, history
+from min_llm.train import figures, history, report_mix
 from min_llm.train.checkpoints import Checkpoints
 from min_llm.train.config import RunConfig
 from min_llm.train.figures import Mark, Series, number, percent
@@ -123,6 +123,8 @@ def render(folder: Path, running: bool = False) -> str:
         loss=Markup(loss_figure(rows)),
         figures=[Markup(f) for f in small_figures(rows) if f],
         probes=[(title, [Markup(f) for f in maps]) for title, maps in probe_figures(rows)],
+        sources=report_mix.table(rows, baselines),
+        mix=[Markup(f) for f in report_mix.curves(rows) if f],
         events=event_lines(rows, torn),
         samples=[(step, [t[:LONGEST_SAMPLE].translate(VISIBLE) for t in texts]) for step, texts in samples],
         config=config_lines(raw),

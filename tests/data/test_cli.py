@@ -56,6 +56,19 @@ def test_list_has_sources_and_prepared_data(folder):
     assert {"name", "MB", "licence", "needs", "cached", "text"} == set(listed["sources"][0])
 
 
+def test_mix_says_what_each_phase_takes(folder, tmp_path):
+    (tmp_path / "sums.txt").write_text("1 + 2 = 3\n" * 50)
+    sources = {"story": str(tmp_path / "story.txt"), "sums": str(tmp_path / "sums.txt")}
+    mix = [{"until": 64, "weights": {"story": 1}}, {"weights": {"story": 0.25, "sums": 0.75}}]
+    data = {"sources": sources, "mix": mix, "tokenizer": "bpe:260"}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"data": data, "train": {"steps": 25, "batch_size": 4, "seq_len": 8}}))
+    first, second = run("mix", path).stdout.splitlines()
+    assert first.startswith("0 to 64 tokens: story 100.00% (") and "sums" not in first
+    assert second.startswith("64 to 800 tokens: story 2") and " epochs), sums 7" in second
+    assert "has no data.mix" in str(run("mix", "train.steps=1").exception)
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

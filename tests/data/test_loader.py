@@ -91,7 +91,7 @@ def test_the_union_of_the_hosts_is_the_batch(order, file, seed, step, data):
     whole = batch(file, **about)
     cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1)))) if rows > 1 else []
     hosts = [batch(file, **about, first_row=a, n_rows=b - a) for a, b in itertools.pairwise([0, *cuts, rows])]
-    equal(whole, loader._combine(np.concatenate, hosts))
+    equal(whole, loader.combine(np.concatenate, hosts))
 
 
 @given(
@@ -147,7 +147,7 @@ def test_batches_are_a_function_of_seed_and_step():
     for order in ("shuffled", "random"):
         about = {"rows": 3, "seq_len": 8, "order": order}
         before = [batch(file, seed=5, step=s, **about) for s in range(20)]
-        loader._epoch.cache_clear()  # as a new process would find it
+        loader._orders.cache_clear()  # as a new process would find it
         for s in reversed(range(20)):
             equal(before[s], batch(file, seed=5, step=s, **about))
         other = batch(file, seed=6, step=0, **about)
@@ -178,7 +178,7 @@ def test_random_order_reaches_both_ends():
 
 
 def test_epochs_done():
-    assert epochs_done(numbered([101]), step=5, rows=4, seq_len=10) == 2.0
+    assert epochs_done(numbered([101]), n_windows=20, seq_len=10) == 2.0
 
 
 @given(

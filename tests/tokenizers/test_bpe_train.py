@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 
-from min_llm.tokenizers import TokenizerError, byte_level, chars_per_token, extend, split, train_bpe
+from min_llm.tokenizers import (
+    TokenizerError,
+    bpe_train,
+    byte_level,
+    chars_per_token,
+    extend,
+    split,
+    train_bpe,
+)
 
 BYTES_AND_END = 257
 
@@ -100,6 +108,17 @@ def test_vocabulary_has_the_size_asked_for(english):
 def test_training_twice_gives_the_same(english):
     texts = [english[0][:20_000]]
     assert train_bpe(texts, 500).fingerprint() == train_bpe(iter(texts), 500).fingerprint()
+
+
+def test_several_processes_count_the_same(english, foreign, monkeypatch):
+    """Pieces in the same order with the same counts, whatever the groups that processes take."""
+    texts = [*english[0][:60_000].split("\n"), foreign]
+    monkeypatch.setattr(bpe_train, "GROUP_CHARS", 7000)
+    alone = bpe_train.count_pieces(texts, split.LLAMA3)
+    assert list(bpe_train.count_pieces(iter(texts), split.LLAMA3, 2).items()) == list(alone.items())
+    assert train_bpe(texts, 400, processes=2).fingerprint() == train_bpe(texts, 400).fingerprint()
+    with pytest.raises(TokenizerError, match="lone surrogate U\\+D800"):
+        bpe_train.count_pieces(["fine", "not \ud800"], split.LLAMA3, 2)
 
 
 def test_compression_rises_with_the_vocabulary(english):
