@@ -1,12 +1,13 @@
 """Everything that is asked of a GPU, in one command: correctness first, then speed.
 
-    python -m bench.gpu [--parts masks,correct,mfu,torch,decode] [--smoke]
+    python -m bench.gpu [--parts masks,correct,mfu,torch,decode,engine] [--smoke]
 
     masks     the attention that training takes on this machine against the plain one, under every kind of mask
     correct   every attention implementation and both models against the NumPy oracles, on the card
     mfu       training tokens/s and MFU of 124M and 1B Llama shapes in bfloat16, packed documents
     torch     the same shapes in PyTorch with torch.compile on the same card, where torch sees it
     decode    tokens/s of generation and its share of the memory bandwidth
+    engine    the serving engine: its attention, products and tokens against plain forms, then its speed
 
 Rows go to bench/results/gpu.<card>.json. Each part is a process of its own, so that JAX and PyTorch never share the
 card's memory; `torch` sets its figures beside those that `mfu` wrote before. --smoke runs tiny shapes on whatever
@@ -30,7 +31,7 @@ import numpy as np
 
 from bench import results
 
-PARTS = ("masks", "correct", "mfu", "torch", "decode")
+PARTS = ("masks", "correct", "mfu", "torch", "decode", "engine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Shape:
 
 def shapes(smoke: bool) -> list[Shape]:
     if smoke:
-        tiny = {"n_layers": 2, "dim": 64, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 256}
+        tiny = {"n_layers": 2, "dim": 64, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320}
         return [Shape("tiny", tiny, 2, 64)]
     small = {"n_layers": 12, "dim": 768, "n_heads": 12, "n_kv_heads": 4, "vocab_size": 32_000}
     large = {"n_layers": 16, "dim": 2048, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 32_000}
@@ -326,6 +327,22 @@ def decode(smoke: bool) -> list[results.Row]:
             rows.append(results.row(case, "tokens_per_second", "tok/s", "bfloat16", rate, runs=len(seconds)))
             share = rate / batch * weights / bandwidth
             rows.append(results.row(case, "bandwidth_share", "", "bfloat16", share, runs=len(seconds)))
+    return rows
+
+
+def engine(smoke: bool) -> list[results.Row]:
+    """bench/gpu_engine.py on every shape."""
+    from bench import gpu_engine
+    from min_llm import models
+    from min_llm.kernels import peaks
+    from min_llm.plan import flops
+
+    rows = gpu_engine.correct(config(shapes(True)[0]))
+    bandwidth = peaks.measure()["bytes"]
+    for shape in shapes(smoke):
+        cfg = config(shape)
+        weights = 2 * flops.matmul_parameters(models.spec(cfg))
+        rows += gpu_engine.speed(shape.name, cfg, weights, bandwidth, smoke)
     return rows
 
 

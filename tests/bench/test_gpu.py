@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.newest
 def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_path):
-    command = [sys.executable, "-m", "bench.gpu", "--smoke", "--parts", "masks,correct,mfu,decode"]
+    command = [sys.executable, "-m", "bench.gpu", "--smoke", "--parts", "masks,correct,mfu,decode,engine"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -21,7 +21,13 @@ def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_pat
     assert len(worst["float32"]) >= 6 and max(worst["float32"]) < 1e-5
     assert len(worst["bfloat16"]) >= 6 and max(worst["bfloat16"]) < 0.05
     assert sum("reference_difference" in line for line in lines) == 9
-    assert sum("tokens_per_second" in line for line in lines) == 3
+    assert sum("tokens_per_second" in line for line in lines) == 5
+    errors = {line[:24].strip(): float(line.split()[-5]) for line in lines if "largest_error" in line}
+    assert len(errors) == 8
+    assert all(
+        error < (1e-5 if "attention" in case or "int4" in case else 0.1) for case, error in errors.items()
+    )
+    assert any("same_as_without_pages" in line and line.split()[-3] == "1" for line in lines)
     assert "wrote" not in done.stdout
 
 
