@@ -26,6 +26,7 @@ from min_llm.kernels import cpu
 PANEL = 32  # columns
 SIDE = {"bfloat16": 2, "int8": 4}  # k that lie side by side, in 32 bits; 16 times as many are a step
 DTYPES = ("float32", *SIDE)
+ACTIVATIONS = ("float32", "bfloat16")
 
 
 def pack(w: Float[Array, "k m"], dtype: DTypeLike) -> Array:
@@ -105,6 +106,7 @@ def multiply_quantized(
 def _rows(
     x: Array, layer: Int[Array, ""] | int, operands: Sequence[Array], columns: Sequence[int]
 ) -> list[Array]:
+    _check(x)
     out = [jax.ShapeDtypeStruct((x.shape[0], m), x.dtype) for m in columns]
     call = jax.ffi.ffi_call("min_llm_rows", out, vmap_method="sequential")
     return list(call(x, jnp.int32(layer), *operands))
@@ -133,5 +135,11 @@ def gated_quantized(
 
 
 def _gated(x: Array, layer: Int[Array, ""] | int, operands: Sequence[Array], hidden: int) -> Array:
+    _check(x)
     call = jax.ffi.ffi_call("min_llm_gated", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")
     return call(x, jnp.int32(layer), *operands, hidden=np.int64(hidden))
+
+
+def _check(x: Array) -> None:
+    if x.dtype not in ACTIVATIONS:
+        raise ValueError(f"activations are {' or '.join(ACTIVATIONS)}, not {x.dtype}")
