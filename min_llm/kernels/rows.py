@@ -2,7 +2,8 @@
 
 Y = X · W for X [n, k] with n from 1 (one sequence decoding) to some hundreds. `pack` lays W out in panels of 32 columns
 in the order in which the kernel reads it; bfloat16 and int8 matrices as tiles of AMX, with pairs or fours of
-neighbouring k side by side.
+neighbouring k side by side, and `pack_int4` those of four bits. One call multiplies an X with several W, or is a whole
+feed-forward network (`gated`).
 
 The bits of a row of Y depend on that row of X and on W, and on nothing else: not on n, on the other rows, on where the
 row stands, or on the number of threads. So a sequence decodes to the same tokens alone and in a batch, which products
