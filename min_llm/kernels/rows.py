@@ -2,7 +2,8 @@
 
 Y = X · W for X [n, k] with n from 1 (one sequence decoding) to some hundreds. `pack` lays W out in panels of 32 columns
 in the order in which the kernel reads it; bfloat16 and int8 matrices as tiles of AMX, with pairs or fours of
-neighbouring k side by side.
+neighbouring k side by side, and `pack_int4` those of four bits. One call multiplies an X with several W, or is a whole
+feed-forward network (`gated`).
 
 The bits of a row of Y depend on that row of X and on W, and on nothing else: not on n, on the other rows, on where the
 row stands, or on the number of threads. So a sequence decodes to the same tokens alone and in a batch, which products
@@ -26,6 +27,7 @@ from min_llm.kernels import cpu
 PANEL = 32  # columns
 SIDE = {"bfloat16": 2, "int8": 4}  # k that lie side by side, in 32 bits; 16 times as many are a step
 DTYPES = ("float32", *SIDE)
+ACTIVATIONS = ("float32", "bfloat16")
 
 
 def pack(w: Float[Array, "k m"], dtype: DTypeLike) -> Array:
@@ -105,6 +107,7 @@ def multiply_quantized(
 def _rows(
     x: Array, layer: Int[Array, ""] | int, operands: Sequence[Array], columns: Sequence[int]
 ) -> list[Array]:
+    _check(x)
     out = [jax.ShapeDtypeStruct((x.shape[0], m), x.dtype) for m in columns]
     call = jax.ffi.ffi_call("min_llm_rows", out, vmap_method="sequential")
     return list(call(x, jnp.int32(layer), *operands))
@@ -133,5 +136,11 @@ def gated_quantized(
 
 
 def _gated(x: Array, layer: Int[Array, ""] | int, operands: Sequence[Array], hidden: int) -> Array:
+    _check(x)
     call = jax.ffi.ffi_call("min_llm_gated", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")
     return call(x, jnp.int32(layer), *operands, hidden=np.int64(hidden))
+
+
+def _check(x: Array) -> None:
+    if x.dtype not in ACTIVATIONS:
+        raise ValueError(f"activations are {' or '.join(ACTIVATIONS)}, not {x.dtype}")

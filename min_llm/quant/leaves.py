@@ -1,7 +1,8 @@
 """Quantized parameters: a `Leaf` (nn/leaves.py) for each scheme.
 
 Matrices lie [out, in], as in other programs' files, which is also how XLA's int8 product reads them best. On CPUs only
-the products of int8 with int8 are faster than float32; the other schemes save memory and cost time.
+the products of int8 with int8 are faster than float32; the other schemes save memory and cost time, unless they are
+packed: w8a8 and int4 have kernels, which the engine takes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ server was started with --lora-updates (vLLM: VLLM_ALLOW_RUNTIME_LORA_UPDATING).
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -35,16 +34,21 @@ class AdapterUpdates:
                 "lora_name",
                 f"lora_name must be another name than the model's, of 1 to {LONGEST_NAME} characters.",
             )
-        if name in engine.adapters and not body.flag("load_inplace"):
-            body.refuse(
-                "lora_name",
-                f"{name!r} is loaded already; unload it first, or set load_inplace to replace it.",
-            )
+        in_place = body.flag("load_inplace")
         if "\0" in path:
             body.refuse("lora_path", "lora_path must be the path of a folder.")
+
+        def put() -> None:  # by the engine's thread: two may load one name at once
+            if name in engine.adapters and not in_place:
+                body.refuse(
+                    "lora_name",
+                    f"{name!r} is loaded already; unload it first, or set load_inplace to replace it.",
+                )
+            engine.load_lora(name, adapter)
+
         try:
             adapter = await run_in_threadpool(engine.read_lora, path)
-            await self.service.runner.call(functools.partial(engine.load_lora, name, adapter))
+            await self.service.runner.call(put)
         except UserError as error:
             raise Refused(str(error), param="lora_path") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
@@ -63,7 +67,7 @@ class AdapterUpdates:
         return await self.service.body(request)
 
     @staticmethod
-    def _text(body: Fields, field: str) -> Any:
+    def _text(body: Fields, field: str) -> str:
         if field not in body:
             body.refuse(field, f"Give a {field}.")
-        return body.text(field)
+        return str(body.text(field))

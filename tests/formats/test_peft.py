@@ -66,6 +66,11 @@ def test_scales_of_single_modules_and_absent_layers(change):
     assert not a[1].any() and not b[1].any() and plain.pairs["wq"][0][1].any()
 
 
+def test_what_leaves_the_base_as_it_was_is_read(change):
+    """Also with the settings of how it began, which peft writes beside it."""
+    assert change({"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}).scale == change().scale
+
+
 REFUSED = {
     "a kind of its own": ({"peft_type": "LOHA"}, "LOHA"),
     "DoRA": ({"use_dora": True}, "use_dora"),

@@ -65,7 +65,7 @@ class Pool:
             pools.append(int8(pool) if self.rounded else jnp.asarray(pool, self.dtype))
         integers = (jnp.asarray(x, jnp.int32) for x in (tables, row, index))
         out = run(implementation, singles)(q, *pools, jnp.int32(layer), *integers, window)
-        assert out.dtype == self.dtype
+        assert out.dtype == q.dtype
         return np.asarray(out, np.float32)
 
 
@@ -163,6 +163,28 @@ def test_best_is_the_kernel_where_it_runs(monkeypatch):
     for there, implementation in ((True, paged.cpu), (False, paged.xla)):
         monkeypatch.setattr(cpu, "available", lambda there=there: there)
         assert paged.best() is implementation
+
+
+@here
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_queries_of_either_kind_read_pools_in_float32_and_none_hides_a_nan(dtype):
+    pool = Pool(SHAPES[1], KINDS[0])
+    q, row, index = (
+        pool.queries(3).astype(dtype).at[1].set(jnp.nan),
+        np.array([2, 0, 1]),
+        np.array([40, 3, 70]),
+    )
+    got = pool.call(paged.cpu, q, row, index, None, 3)
+    want = pool.call(paged.reference, q, row, index, None, 3)
+    np.testing.assert_allclose(got[::2], want[::2], rtol=2**-8, atol=2**-8)
+    assert np.isnan(got[1]).all()
+
+
+@here
+def test_other_dtypes_are_refused():
+    pool = Pool(SHAPES[1], KINDS[0])
+    with pytest.raises(ValueError, match="float32 or bfloat16, not float16"):
+        pool.call(paged.cpu, pool.queries(1).astype("float16"), np.zeros(1, int), np.zeros(1, int), None, 1)
 
 
 def test_tokens_that_are_no_whole_blocks_are_refused():

@@ -236,3 +236,13 @@ def test_one_thread_gives_the_bits_of_several():
 def test_other_dtypes_are_refused():
     with pytest.raises(UserError, match="float32, bfloat16 or int8, not in float16"):
         rows.pack(normal(4, 4), "float16")
+
+
+@here
+def test_other_activations_are_refused_and_a_layer_that_is_not_there_is_the_nearest():
+    packed = jnp.stack([rows.pack(normal(5, 3, seed=seed), "float32") for seed in (0, 1)])
+    with pytest.raises(ValueError, match="float32 or bfloat16, not float16"):
+        rows.multiply(normal(2, 5).astype("float16"), [packed], 0, [3])
+    for layer, nearest in ((-1, 0), (2, 1)):
+        got, want = (rows.multiply(normal(2, 5), [packed], i, [3])[0] for i in (layer, nearest))
+        np.testing.assert_array_equal(got, want)

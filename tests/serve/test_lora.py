@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,6 +98,15 @@ def test_a_bad_adapter_is_refused_and_the_old_one_stays(toy, folders):
         refused(toy.post(LOAD, body))
     refused(toy.post(UNLOAD, {}))
     assert text(toy, "kept") == want and list(toy.engine.adapters) == ["kept"]
+
+
+def test_of_two_that_load_one_name_at_once_one_is_refused(toy, folders, monkeypatch):
+    read, both = toy.engine.read_lora, threading.Barrier(2)
+    monkeypatch.setattr(toy.engine, "read_lora", lambda path: (both.wait(20), read(path))[1])
+    with ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(lambda name: load(toy, "twice", folders[name]), ("one", "two")))
+    assert toy.post(UNLOAD, {"lora_name": "twice"}).status_code == 200
+    assert sorted(reply.status_code for reply in replies) == [200, 400]
 
 
 def test_load_and_unload_under_traffic(toy, folders):

@@ -31,6 +31,7 @@ from jaxtyping import Int8 as IntegerArray
 from min_llm.kernels import cpu as native
 
 BLOCK = 16
+DTYPES = ("float32", "bfloat16")
 HIDDEN = -1e30  # finite, so that exp(HIDDEN - max) is 0 and no NaN can arise
 
 
@@ -78,6 +79,9 @@ def cpu(
     """In our kernel (kernels/cpu/paged.cc)."""
     if (q.shape[0] - singles) % BLOCK:
         raise ValueError(f"{q.shape[0]} tokens are not {singles} and blocks of {BLOCK}")
+    for x in (q, keys, values):
+        if not isinstance(x, Int8) and x.dtype not in DTYPES:
+            raise ValueError(f"attention over pages takes {' or '.join(DTYPES)}, not {x.dtype}")
     given = (layer, tables, row, index, 0 if window is None else window)
     integers = (jnp.asarray(x, jnp.int32) for x in given)
     call = jax.ffi.ffi_call("min_llm_paged", jax.ShapeDtypeStruct(q.shape, q.dtype))

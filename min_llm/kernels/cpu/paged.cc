@@ -5,7 +5,8 @@
 // beginning, with an online softmax over these pieces (Milakov and Gimelshein 2018). What a query does not see adds
 // zeros, which change no bit: a query's result does not depend on the unit it comes in, or on the call.
 //
-// Here in float32; queries in bfloat16 go to paged_tiles.cc, which rounds otherwise and keeps the same promise.
+// Here in float32; queries in bfloat16 go to paged_tiles.cc, which rounds otherwise and keeps the same promise, unless
+// the pools are float32.
 #include "fma.h"
 #include "paged.h"
 #include "team.h"
@@ -57,7 +58,8 @@ void gather(const char* values, const float* scales, const int64_t* places, int6
   }
 }
 
-__m512 exp_of_negative(__m512 x) { return exp16(_mm512_max_ps(x, _mm512_set1_ps(-200))); }
+// 0 from -104 down; NaN stays NaN (the second operand of max).
+__m512 exp_of_negative(__m512 x) { return exp16(_mm512_max_ps(_mm512_set1_ps(-200), x)); }
 
 // Makes weights of a query's scores of kKeys keys, [panels] `stride` apart: exp(score - largest), 0 where it does not
 // see the key. Updates the largest score and the sum of all weights; returns the factor for what was summed before.
@@ -204,7 +206,7 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer keys, ffi:
     work += (range.to - range.from) * call.tokens(unit);
   }
   constexpr int64_t kAlone = 1 << 15;  // multiplications, some microseconds: no other thread is asked
-  const auto attend = call.wide ? attend_in_float32 : attend_in_tiles;
+  const auto attend = call.wide || kind == Kind::kFloat32 ? attend_in_float32 : attend_in_tiles;
   const auto task = [&](int64_t i) { attend(call, call.units - 1 - i / groups, i % groups); };  // blocks come first
   const int64_t tasks = call.units * groups;
   if (work * call.heads * depth < kAlone) {

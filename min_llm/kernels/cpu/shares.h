@@ -93,10 +93,12 @@ inline Matrix matrix_of(ffi::Result<ffi::AnyBuffer>& y) {
   return {static_cast<char*>(y->untyped_data()), columns, columns, y->element_type() == ffi::F32};
 }
 
-// The matrix of `layer` in a packed stack, with its scales if it is quantized.
+// The matrix of `layer` in a packed stack, with its scales if it is quantized. A layer that is not there is the nearest
+// that is, as where XLA slices: nothing else is read.
 template <class Kind>
 Weights weights_of(const ffi::AnyBuffer& w, int64_t k, int64_t layer, const float* scales) {
-  const int64_t panels = w.dimensions()[1], bytes = Kind::panel_bytes(k), skipped = layer * panels;
+  const int64_t panels = w.dimensions()[1], bytes = Kind::panel_bytes(k);
+  const int64_t skipped = std::clamp<int64_t>(layer, 0, w.dimensions()[0] - 1) * panels;
   const char* data = static_cast<const char*>(w.untyped_data()) + skipped * bytes;
   return {data, k, panels, bytes, scales == nullptr ? nullptr : scales + skipped * Kind::panel_scales(k)};
 }

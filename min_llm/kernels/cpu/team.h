@@ -22,8 +22,6 @@ class Team {
     return team;
   }
 
-  int64_t threads() const { return threads_; }
-
   // task(i) for every i in [0, n). A second caller meanwhile runs its job alone.
   template <class Task>
   void run(int64_t n, const Task& task) {
