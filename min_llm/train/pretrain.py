@@ -11,9 +11,7 @@ from jax.sharding import Mesh
 
 from min_llm import models
 from min_llm.config import UserError
-from min_llm.data.loader import batch as make_batch
 from min_llm.data.loader import validation_batches
-from min_llm.data.mixture import Mixture
 from min_llm.data.prepare import Corpus, prepare_corpus
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
@@ -24,7 +22,9 @@ from min_llm.reporting import reporter
 from min_llm.train import begin
 from min_llm.train.config import RunConfig, check
 from min_llm.train.evaluate import Evaluator, bits_per_byte
+from min_llm.train.ramp import Ramp
 from min_llm.train.step import LossSum, language_model_loss
+from min_llm.train.stream import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,27 +61,20 @@ def pretraining(
         processes.barrier()
     cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
     spec = models.spec(cfg.model)
-    meshes.check(
-        cfg.parallel.mesh, cfg.model, spec, cfg.train.batch_size // cfg.train.micro_batches, cfg.train.seq_len
-    )
+    for span in Ramp.of(cfg.train).spans:
+        rows = span.batch_size // cfg.train.micro_batches
+        meshes.check(cfg.parallel.mesh, cfg.model, spec, rows, span.seq_len)
     runtime = keep(resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1)), cfg.runtime, begun_with or {})
     runtime = Runtime(**processes.share(vars(cfg.parallel.choose(runtime))))  # measured by one, used by all
     place = meshes.placement(cfg.parallel.mesh, mesh)
     evaluator = Evaluator(cfg.model, runtime)
 
-    rows, length = cfg.train.batch_size, cfg.train.seq_len
-    mixture = mixed(cfg, data) if cfg.data.mix else None
-    for line in mixture.plan(cfg.train.steps * rows) if mixture else ():
+    stream = Stream(cfg, data)
+    for line in stream.plan():
         reporter().info(f"mix: {line}")
 
-    def batch(step: int) -> Batch:
-        if mixture is not None:
-            return place(mixture.batch(step, rows))
-        (text,) = data.parts.values()
-        order = cfg.train.order
-        return place(make_batch(text.train, seed=cfg.seed, step=step, rows=rows, seq_len=length, order=order))
-
     def validate(params: Any, tokens: int = cfg.train.eval_tokens) -> dict[str, float]:
+        rows, length = cfg.train.batch_size, cfg.train.seq_len
         return score(lambda p, parts: evaluator(p, map(place, parts)), params, data, rows, length, tokens)
 
     task = Task(
@@ -89,24 +82,13 @@ def pretraining(
         spec,
         runtime,
         language_model_loss(cfg.model, runtime),
-        batch,
+        lambda step: place(stream.batch(step)),
         validate,
         (lambda params: validate(params, 0)) if cfg.train.eval_tokens else None,
-        (lambda steps: mixture.account(steps * rows)) if mixture else None,
+        stream.account if cfg.data.mix else None,
         lambda: begin.weights(cfg, spec),
     )
     return cfg, task, data
-
-
-def mixed(cfg: RunConfig, data: Corpus) -> Mixture:
-    """The batches of a mix."""
-    t = cfg.train
-    if t.order != "shuffled":
-        raise UserError(
-            f"'train.order' is {t.order!r}, but a mix counts epochs. Remove it, or train on one data.source."
-        )
-    files = {name: part.train for name, part in data.parts.items()}
-    return Mixture(files, cfg.data.mix, seed=cfg.seed, seq_len=t.seq_len)
 
 
 def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Runtime:
