@@ -1,0 +1,80 @@
+"""A text as the bins of its word and character n-grams: what the linear classifiers see (the hashing trick; Joulin et
+al. 2016, section 2.1).
+
+The bin of an n-gram is the top of a polynomial hash modulo 2^64 of its words (words.py) or code points, so it is the
+same in every process and release of Python. Words carry the topic; characters carry what words leave out: punctuation,
+indentation, capitals, and languages, whose words are too many to have been seen. All digits are one digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from min_llm.config import UserError, option
+from min_llm.data.curate import words as words_lib
+
+Bins = tuple[
+    Int32[np.ndarray, " grams"], Int64[np.ndarray, " texts+1"]
+]  # text t has those at offsets[t]:offsets[t+1]
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """Which n-grams of a text are looked at."""
+
+    words: tuple[int, ...] = option((1, 2), "orders of n-grams of words")
+    characters: tuple[int, ...] = option((2, 3), "orders of n-grams of characters")
+    bits: int = option(18, "they fall into 2^bits bins")
+    first: int = option(2000, "characters of a text that are looked at")
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.bits <= 24:
+            raise UserError(f"ngrams.bits is {self.bits}; it must lie between 8 and 24.")
+        if not (self.words or self.characters) or min((*self.words, *self.characters)) < 1 or self.first < 1:
+            raise UserError(
+                "ngrams needs orders of 1 and more under words or characters, and first=1 or more."
+            )
+
+    def each(self, texts: list[str]) -> Iterator[Bins]:
+        """The bins of a batch, one order after another."""
+        texts = [text[: self.first] for text in texts]
+        if self.words:
+            words = words_lib.split(texts)
+            for n in self.words:
+                yield self._bins(words.hashes, words.offsets, n, n)
+        if self.characters:
+            codes, offsets = _characters(texts)
+            for n in self.characters:
+                yield self._bins(codes, offsets, n, 64 + n)
+
+    def together(self, texts: list[str]) -> Bins:
+        """The bins of a batch, all orders of a text side by side."""
+        parts = list(self.each(texts))
+        counts = np.stack([np.diff(offsets) for _, offsets in parts], axis=1)  # [texts, orders]
+        offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
+        starts = offsets[:-1, None] + np.cumsum(counts, axis=1) - counts
+        found = np.empty(offsets[-1], np.int32)
+        for order, (bins, begins) in enumerate(parts):
+            shift = np.repeat(starts[:, order] - begins[:-1], counts[:, order])
+            found[np.arange(len(bins)) + shift] = bins
+        return found, offsets
+
+    def _bins(self, units: np.ndarray, offsets: np.ndarray, n: int, salt: int) -> Bins:
+        """The n-grams of one order. `salt` keeps orders and alphabets apart."""
+        inside = words_lib.within(offsets, n)
+        hashes = words_lib.grams(units, n)
+        hashes = words_lib.mixed((hashes + np.uint64(salt)) * np.uint64(words_lib.BASE))
+        bounds = np.concatenate([[0], np.cumsum(inside)])[np.minimum(offsets, len(inside))]
+        return (hashes[inside] >> np.uint64(64 - self.bits)).astype(np.int32), bounds
+
+
+def _characters(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Code points of all texts one after another, as uint64, and where each text begins."""
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)])
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    codes[(codes >= ord("0")) & (codes <= ord("9"))] = ord("0")
+    return codes + np.uint64(1), offsets
