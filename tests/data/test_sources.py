@@ -270,7 +270,8 @@ def test_help_pages_are_their_paragraphs(tmp_path):
     page = tmp_path / "shared" / "0101.html"
     page.parent.mkdir()
     page.write_text(
-        '<p>Menu</p><p id="par_id1" class="x">Save <b>as&nbsp;&amp;</b>\n close.</p><p id="par_id2"></p><p id="par_id3">End</p>'
+        '<p>Menu</p><p id="par_id1" class="x">Save <b>as&nbsp;&amp;</b>\n close.</p>'
+        '<p id="par_id2"></p><p id="par_id3">End</p>'
     )
     assert list(readers.packed_help([page])) == [("shared/0101", "Save as & close.\nEnd\n")]
 
