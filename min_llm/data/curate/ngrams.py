@@ -1,8 +1,8 @@
 """A text as the bins of its word and character n-grams: what the linear classifiers see (the hashing trick; Joulin et
 al. 2016, section 2.1).
 
-The bin of an n-gram is the top of a polynomial hash modulo 2^64 of its words (words.py) or code points, so it is the
-same in every process and release of Python. Words carry the topic; characters carry what words leave out: punctuation,
+The bin of an n-gram is the top of a polynomial hash modulo 2^32 (SIMD has this product) of its words' hashes (words.py)
+or its code points, mixed as MurmurHash3 ends: the same in every process and release of Python. Words carry the topic; characters carry what words leave out: punctuation,
 indentation, capitals, and languages, whose words are too many to have been seen. All digits are one digit.
 """
 
@@ -12,10 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, UInt32
 
 from min_llm.config import UserError, option
 from min_llm.data.curate import words as words_lib
+
+BASE = np.uint32(0x9E3779B1)
+MIX = ((np.uint32(16), np.uint32(0x85EBCA6B)), (np.uint32(13), np.uint32(0xC2B2AE35)))
+ALPHABET = 1 << 31  # added to characters, of which none is so large
 
 Bins = tuple[
     Int32[np.ndarray, " grams"], Int64[np.ndarray, " texts+1"]
@@ -45,11 +49,11 @@ class NGrams:
         if self.words:
             words = words_lib.split(texts)
             for n in self.words:
-                yield self._bins(words.hashes, words.offsets, n, n)
+                yield self._bins((words.hashes >> np.uint64(32)).astype(np.uint32), words.offsets, n, n)
         if self.characters:
             codes, offsets = _characters(texts)
             for n in self.characters:
-                yield self._bins(codes, offsets, n, 64 + n)
+                yield self._bins(codes, offsets, n, ALPHABET + n)
 
     def together(self, texts: list[str]) -> Bins:
         """The bins of a batch, all orders of a text side by side."""
@@ -63,18 +67,23 @@ class NGrams:
             found[np.arange(len(bins)) + shift] = bins
         return found, offsets
 
-    def _bins(self, units: np.ndarray, offsets: np.ndarray, n: int, salt: int) -> Bins:
+    def _bins(self, units: UInt32[np.ndarray, " units"], offsets: np.ndarray, n: int, salt: int) -> Bins:
         """The n-grams of one order. `salt` keeps orders and alphabets apart."""
         inside = words_lib.within(offsets, n)
-        hashes = words_lib.grams(units, n)
-        hashes = words_lib.mixed((hashes + np.uint64(salt)) * np.uint64(words_lib.BASE))
-        bounds = np.concatenate([[0], np.cumsum(inside)])[np.minimum(offsets, len(inside))]
-        return (hashes[inside] >> np.uint64(64 - self.bits)).astype(np.int32), bounds
+        count = len(inside)
+        hashes = units[:count] + np.uint32(salt)
+        for j in range(1, n):
+            hashes *= BASE
+            hashes += units[j : j + count]
+        for shift, factor in MIX:
+            hashes ^= hashes >> shift
+            hashes *= factor
+        bounds = np.concatenate([[0], np.cumsum(np.maximum(np.diff(offsets) - n + 1, 0))])
+        return (hashes[inside] >> np.uint32(32 - self.bits)).view(np.int32), bounds
 
 
-def _characters(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Code points of all texts one after another, as uint64, and where each text begins."""
+def _characters(texts: list[str]) -> tuple[UInt32[np.ndarray, " characters"], np.ndarray]:
+    """Code points of all texts one after another, and where each text begins."""
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts], dtype=np.int64)])
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    codes[(codes >= ord("0")) & (codes <= ord("9"))] = ord("0")
-    return codes + np.uint64(1), offsets
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    return np.where((codes >= ord("0")) & (codes <= ord("9")), np.uint32(ord("0")), codes), offsets
