@@ -2,8 +2,9 @@
 al. 2016, section 2.1).
 
 The bin of an n-gram is the top of a polynomial hash modulo 2^32 (SIMD has this product) of its words' hashes (words.py)
-or its code points, mixed as MurmurHash3 ends: the same in every process and release of Python. Words carry the topic; characters carry what words leave out: punctuation,
-indentation, capitals, and languages, whose words are too many to have been seen. All digits are one digit.
+or its code points, mixed as MurmurHash3 ends: the same in every process and release of Python. Words carry the topic;
+characters carry what words leave out: punctuation, indentation, capitals, and languages, whose words are too many to
+have been seen. All digits are one digit.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt32
+from jaxtyping import Float32, Int32, Int64, UInt32
 
 from min_llm.config import UserError, option
 from min_llm.data.curate import words as words_lib
 
 BASE = np.uint32(0x9E3779B1)
 MIX = ((np.uint32(16), np.uint32(0x85EBCA6B)), (np.uint32(13), np.uint32(0xC2B2AE35)))
+BATCH = 256  # texts whose n-grams are counted together
 ALPHABET = 1 << 31  # added to characters, of which none is so large
 
 Bins = tuple[
@@ -55,17 +57,21 @@ class NGrams:
             for n in self.characters:
                 yield self._bins(codes, offsets, n, ALPHABET + n)
 
-    def together(self, texts: list[str]) -> Bins:
-        """The bins of a batch, all orders of a text side by side."""
-        parts = list(self.each(texts))
-        counts = np.stack([np.diff(offsets) for _, offsets in parts], axis=1)  # [texts, orders]
-        offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
-        starts = offsets[:-1, None] + np.cumsum(counts, axis=1) - counts
-        found = np.empty(offsets[-1], np.int32)
-        for order, (bins, begins) in enumerate(parts):
-            shift = np.repeat(starts[:, order] - begins[:-1], counts[:, order])
-            found[np.arange(len(bins)) + shift] = bins
-        return found, offsets
+    def shares(self, texts: list[str]) -> tuple[Bins, Float32[np.ndarray, " grams"]]:
+        """The different bins of each text, and the share of its n-grams that fall into each."""
+        batches = [self._shares(texts[begin : begin + BATCH]) for begin in range(0, len(texts), BATCH)]
+        bins, sizes, shares = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return (bins, np.concatenate([[0], np.cumsum(sizes)])), shares
+
+    def _shares(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        keys, total = [], np.zeros(len(texts), np.int64)
+        for bins, offsets in self.each(texts):
+            keys.append((np.repeat(np.arange(len(texts)), np.diff(offsets)) << 32) | bins)
+            total += np.diff(offsets)
+        found, times = np.unique(np.concatenate(keys), return_counts=True)
+        of_text = found >> 32
+        shares = (times / total[of_text]).astype(np.float32)
+        return (found & 0xFFFFFFFF).astype(np.int32), np.bincount(of_text, minlength=len(texts)), shares
 
     def _bins(self, units: UInt32[np.ndarray, " units"], offsets: np.ndarray, n: int, salt: int) -> Bins:
         """The n-grams of one order. `salt` keeps orders and alphabets apart."""

@@ -23,7 +23,7 @@ from min_llm.config import UserError, dump, option
 from min_llm.data.curate import labelled
 from min_llm.data.curate.labelled import LabelledConfig, Text
 from min_llm.data.curate.linear import Linear
-from min_llm.data.curate.ngrams import NGrams
+from min_llm.data.curate.ngrams import Bins, NGrams
 from min_llm.reporting import reporter
 
 
@@ -59,22 +59,21 @@ Weights = tuple[Float[Array, "bins dim"], Float[Array, "dim labels"]]
 def step(
     weights: Weights,
     bins: Int[Array, " grams"],
+    shares: Float[Array, " grams"],
     texts: Int[Array, " grams"],
     targets: Int[Array, " texts"],
     rate: Float[Array, ""],
 ) -> tuple[Weights, Float[Array, ""]]:
-    """One step of SGD; returns the weights and the sum of the losses in nats. An n-gram of text `len(targets)`, and a
-    text with target -1, are padding."""
+    """One step of SGD; returns the weights and the sum of the losses in nats. `shares` are those of a text's n-grams
+    that fall into each of its bins: 0 is padding, and so is a text with target -1."""
     embed, out = weights
-    n = len(targets)
-    counts = jnp.maximum(jnp.bincount(texts, length=n + 1)[:n], 1)[:, None]
-    hidden = jax.ops.segment_sum(embed[bins], texts, n + 1)[:n] / counts  # [texts, dim]
+    hidden = jax.ops.segment_sum(shares[:, None] * embed[bins], texts, len(targets))  # [texts, dim]
     scores = jax.nn.log_softmax(hidden @ out)
     real = (targets >= 0)[:, None]
     wanted = jax.nn.one_hot(targets, out.shape[1])
     d_scores = jnp.where(real, jnp.exp(scores) - wanted, 0.0)
-    d_hidden = jnp.pad(d_scores @ out.T / counts, ((0, 1), (0, 0)))
-    updated = embed.at[bins].add(-rate * d_hidden[texts]), out - rate * hidden.T @ d_scores
+    d_hidden = -rate * d_scores @ out.T
+    updated = embed.at[bins].add(shares[:, None] * d_hidden[texts]), out - rate * hidden.T @ d_scores
     return updated, -jnp.sum(jnp.where(real, wanted * scores, 0.0))
 
 
@@ -113,7 +112,7 @@ def train(cfg: ClassifierConfig) -> Linear:
 
 def fit(cfg: ClassifierConfig, labels: tuple[str, ...], texts: list[Text]) -> Linear:
     """A classifier of these texts; the same for the same texts, settings and seed."""
-    bins, offsets = cfg.ngrams.together([text.text for text in texts])
+    grams = cfg.ngrams.shares([text.text for text in texts])
     targets = np.array([text.label for text in texts])
     weights = init(cfg, len(labels))
     draw = np.random.default_rng(cfg.seed)
@@ -124,9 +123,7 @@ def fit(cfg: ClassifierConfig, labels: tuple[str, ...], texts: list[Text]) -> Li
         for number in range(steps):
             rows = order[number * cfg.batch : (number + 1) * cfg.batch]
             rate = cfg.rate * (1 - (epoch * steps + number) / (cfg.epochs * steps))
-            weights, loss = step(
-                weights, *_padded(bins, offsets, targets, rows, cfg.batch), jnp.float32(rate)
-            )
+            weights, loss = step(weights, *_padded(*grams, targets, rows, cfg.batch), jnp.float32(rate))
             losses.append(loss)
         reporter().info(f"epoch {epoch + 1}: {float(sum(losses)) / len(texts):.4f} nats a text")
     embed, out = weights
@@ -134,18 +131,16 @@ def fit(cfg: ClassifierConfig, labels: tuple[str, ...], texts: list[Text]) -> Li
 
 
 def _padded(
-    bins: np.ndarray, offsets: np.ndarray, targets: np.ndarray, rows: np.ndarray, batch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    grams: Bins, shares: np.ndarray, targets: np.ndarray, rows: np.ndarray, batch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What `step` takes of these texts, as long as the next power of two: few shapes to compile."""
+    bins, offsets = grams
     sizes = offsets[rows + 1] - offsets[rows]
-    total = int(sizes.sum())
-    length = 1 << max(total - 1, 1).bit_length()
-    found, texts = np.zeros(length, np.int32), np.full(length, batch, np.int32)
-    found[:total] = np.concatenate([bins[offsets[row] : offsets[row + 1]] for row in rows])
-    texts[:total] = np.repeat(np.arange(len(rows)), sizes)
-    wanted = np.full(batch, -1, np.int32)
-    wanted[: len(rows)] = targets[rows]
-    return found, texts, wanted
+    places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+    padding = (0, (1 << max(len(places) - 1, 1).bit_length()) - len(places))
+    texts = np.repeat(np.arange(len(rows), dtype=np.int32), sizes)
+    wanted = np.pad(targets[rows].astype(np.int32), (0, batch - len(rows)), constant_values=-1)
+    return np.pad(bins[places], padding), np.pad(shares[places], padding), np.pad(texts, padding), wanted
 
 
 def scores(model: Linear, texts: list[Text]) -> dict[str, Any]:

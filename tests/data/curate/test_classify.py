@@ -46,11 +46,27 @@ texts_ = st.lists(st.text(alphabet="ab é7漢字\n.", max_size=30), max_size=5)
 @given(texts_, st.integers(1, 40))
 def test_bins_of_a_text_do_not_depend_on_its_batch(texts, first):
     ngrams = NGrams(first=first)
-    together, offsets = ngrams.together(texts)
-    for text, begin, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
-        alone, _ = ngrams.together([text])
-        assert together[begin:end].tolist() == alone.tolist()
-        assert alone.tolist() == ngrams.together([text[:first]])[0].tolist()
+    for n, (together, offsets) in enumerate(ngrams.each(texts)):
+        for text, begin, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
+            for alone in ([text], [text[:first]]):
+                assert list(ngrams.each(alone))[n][0].tolist() == together[begin:end].tolist()
+
+
+@settings(max_examples=60)
+@given(texts_)
+def test_shares_count_the_bins_of_each_text(texts):
+    ngrams = NGrams(bits=8)
+    (bins, offsets), shares = ngrams.shares([*texts, "one more"])
+    for k, text in enumerate([*texts, "one more"]):
+        all_of_it = np.concatenate([found for found, _ in ngrams.each([text])])
+        counts = np.bincount(all_of_it, minlength=256) / max(len(all_of_it), 1)
+        found = np.zeros(256)
+        found[bins[offsets[k] : offsets[k + 1]]] = shares[offsets[k] : offsets[k + 1]]
+        assert np.allclose(found, counts)
+
+
+def bins_of(text, ngrams):
+    return [b for found, _ in ngrams.each([text]) for b in found.tolist()]
 
 
 def test_every_order_counts_its_n_grams():
@@ -59,19 +75,28 @@ def test_every_order_counts_its_n_grams():
 
 
 def test_digits_are_one_and_words_are_not_characters():
-    bins = lambda text, *orders: NGrams(*orders).together([text])[0].tolist()
+    bins = lambda text, *orders: bins_of(text, NGrams(*orders))
     assert bins("page 12", (), (2, 3)) == bins("page 99", (), (2, 3))
     assert bins("page 12", (1,), ()) != bins("page 99", (1,), ())
     assert not set(bins("a b c", (1,), ())) & set(bins("a b c", (), (1,)))
 
 
 def test_hashing_is_the_same_in_every_process():
-    code = "from min_llm.data.curate.ngrams import NGrams; print(NGrams().together(['Ünï 漢字 code(x)'])[0].tolist())"
-    run = lambda seed: subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True, check=True,
-    ).stdout  # fmt: skip
-    assert json.loads(run("1")) == json.loads(run("2")) == NGrams().together(["Ünï 漢字 code(x)"])[0].tolist()
+    text = "Ünï 漢字 code(x)"
+    code = (
+        "from min_llm.data.curate.ngrams import NGrams; "
+        f"print([bins.tolist() for bins, _ in NGrams().each([{text!r}])])"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    ]
+    assert json.loads(runs[0]) == json.loads(runs[1]) == [b.tolist() for b, _ in NGrams().each([text])]
 
 
 # The fit
@@ -85,9 +110,11 @@ def random_step(seed, labels=3, dim=4, bins=32):
 
 
 def flat(texts, labels, batch):
+    """What the step takes, each n-gram with a share of its own: equal bins of a text need not be one."""
     bins = np.array([b for text in texts for b in text], np.int32)
+    shares = np.array([1 / len(text) for text in texts for _ in text], np.float32)
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
-    return train_linear._padded(bins, offsets, np.asarray(labels), np.arange(len(texts)), batch)
+    return train_linear._padded((bins, offsets), shares, np.asarray(labels), np.arange(len(texts)), batch)
 
 
 @pytest.mark.parametrize("batch", [4, 6])
@@ -244,7 +271,7 @@ def file(tmp_path):
     ngrams = NGrams((1,), (), 8)
     table = np.zeros((256, 2), np.float32)
     for label, word in enumerate(("no", "yes")):
-        table[ngrams.together([word])[0][0], label] = 4.0
+        table[bins_of(word, ngrams)[0], label] = 4.0
     path = tmp_path / "yes.safetensors"
     Linear(("no", "yes"), ngrams, table, {"name": "answer"}).save(path)
     return str(path)
