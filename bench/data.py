@@ -17,11 +17,12 @@ Equal work as far as it goes:
     minhash     signatures of 14 bands of 8 over word 5-grams; datatrove splits words with spaCy and hashes with
                 xxhash to 64 bits, ours have 32
     classify    ours and fastText learn the same texts with the same sizes, epochs and rate, ours compiled before and
-                with XLA's threads, fastText with one, which repeats; its character n-grams are those of words. Labels are the sources of the texts; the area under the curve is
-                on held-out documents
+                with XLA's threads, fastText with one, which repeats; its character n-grams are those of words. Labels
+                are the sources of the texts; the area under the curve is on held-out documents
     pipeline    datatrove's three stages of MinHash with an executor each; ours also writes the report
 
-Steps without a peer (datatrove needs a download for its word lists and has no KL step) have a speed and no ratio.
+Steps that datatrove has not (KL), has only as stages over files (exact duplicates, lines) or downloads the lists of
+(dirty words) have a speed and no ratio.
 """
 
 from __future__ import annotations

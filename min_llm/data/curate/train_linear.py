@@ -9,7 +9,7 @@ differentiation would make a dense gradient of the whole table for a few hundred
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from min_llm.reporting import reporter
 class ClassifierConfig:
     """What `min-llm data classifier` is told."""
 
+    data: LabelledConfig = field(metadata={"help": "the texts and their labels"})
     name: str = option(
         "label", "what it tells apart: quality, language, …; the column that labels are written to"
     )
     output: str = option("classifier.safetensors", "file for the classifier")
-    data: LabelledConfig = option(None, "the texts")
     ngrams: NGrams = option(NGrams(), "what is looked at")
     dim: int = option(16, "of the embeddings")
     epochs: int = option(5, "times that every text is seen")

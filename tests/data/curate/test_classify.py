@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from min_llm.cli.data import app
 from min_llm.config import UserError, build
 from min_llm.data import sources
-from min_llm.data.curate import labelled, train_linear
+from min_llm.data.curate import labelled, pipeline, train_linear
 from min_llm.data.curate.classify import Classify, shares_for
 from min_llm.data.curate.document import Document, Drop
 from min_llm.data.curate.exact import Exact
@@ -23,6 +23,7 @@ from min_llm.data.curate.keyed import Corpus
 from min_llm.data.curate.linear import Linear, load
 from min_llm.data.curate.minhash import MinHash
 from min_llm.data.curate.ngrams import NGrams
+from min_llm.data.curate.settings import CurateConfig
 from min_llm.data.curate.train_linear import ClassifierConfig, auc, train
 from min_llm.reference import fasttext
 
@@ -327,6 +328,21 @@ def test_duplicates_within_a_language(step):
 
     assert kept(step()) == [True, False, False]
     assert kept(step(within="language")) == [True, True, False]
+
+
+def test_a_run_that_labels_and_deduplicates_within_a_label(file, tmp_path):
+    rows = [{"text": text} for text in ("yes one", "yes one", "no one", "yes two")]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = {"language": {"file": file, "keep": ["yes"]}, "exact": {"within": "answer"}}
+    given = {"inputs": {"all": str(tmp_path / "in.jsonl")}, "output": str(tmp_path / "out"), "steps": steps}
+    folder = pipeline.curate(build(CurateConfig, {**given, "format": "jsonl", "workers": 1}))
+    left = [json.loads(line) for line in (folder / "00000.jsonl").read_text().splitlines()]
+    assert [(row["text"], row["meta"]) for row in left] == [
+        ("yes one", {"answer": "yes"}),
+        ("yes two", {"answer": "yes"}),
+    ]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["steps"][1]["dropped"]["no"]["documents"] == 1
 
 
 @pytest.mark.parametrize(
