@@ -56,6 +56,7 @@ class Linear:
 
         about = {"format": FORMAT, "labels": self.labels, "ngrams": asdict(self.ngrams), "about": self.about}
         text = json.dumps(about, ensure_ascii=False, sort_keys=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(
                 save({"table": self.table}, {"classifier": text})
