@@ -7,6 +7,8 @@ from typing import Any
 
 from peers.pipe import serve
 
+CURATION = ("datatrove", "trafilatura", "spacy", "fasttext-numpy2-wheel")
+
 
 def versions() -> dict[str, str]:
     """Python and the libraries of this environment."""
@@ -14,7 +16,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "numpy", "xllamacpp", "compressed-tensors", "peft"):
+    for name in ("torch", "transformers", "numpy", "xllamacpp", "compressed-tensors", "peft", *CURATION):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -139,6 +141,34 @@ def nanogpt(threads: int, **request: Any) -> dict[str, Any]:
     return train_and_score(**request)
 
 
+def load_texts(files: list[str]) -> dict[str, int]:
+    """files: peers.curation.load."""
+    from peers.curation import load as read
+
+    return read(files)
+
+
+def stage(name: str) -> dict[str, Any]:
+    """name: peers.curation.stage."""
+    from peers.curation import stage as run
+
+    return run(name)
+
+
+def pipeline(**request: Any) -> dict[str, Any]:
+    """folder, workers: peers.curation.pipeline."""
+    from peers.curation import pipeline as run
+
+    return run(**request)
+
+
+def fasttext(**request: Any) -> dict[str, Any]:
+    """train, test, positive, settings: peers.curation.fasttext."""
+    from peers.curation import fasttext as run
+
+    return run(**request)
+
+
 GENERATORS = {"transformers": "peers.generation", "llama.cpp": "peers.llamacpp"}
 _generator: Any = None
 
@@ -167,4 +197,5 @@ def continuation(**request: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     operations = (versions, llama, mixtral, gpt2, adamw_trace, imports, measured, start, steps, nanogpt)
     folders = (make_folder, folder_logits, make_compressed, read_compressed, make_adapter, adapter_logits)
-    serve({f.__name__: f for f in (*operations, *folders, load, generate, continuation)})
+    curation = (load_texts, stage, pipeline, fasttext)
+    serve({f.__name__: f for f in (*operations, *folders, *curation, load, generate, continuation)})

@@ -4,8 +4,8 @@ Only the standard library, and only syntax of Python 3.8, because any Python may
 
     main    .venv         the newest suitable CPython; min_llm editable with the dev extra
     oldest  .venv-oldest  Python 3.11 with JAX 0.10.2, the oldest pair that is supported
-    peers   .venv-peers   Python 3.11 with torch (CPU), transformers, peft, llama.cpp and lm-eval: what min_llm is
-                          compared with
+    peers   .venv-peers   Python 3.11 with torch (CPU), transformers, peft, llama.cpp, lm-eval, datatrove and fastText:
+                          what min_llm is compared with
 
 A finished environment carries a stamp: a hash of what it was made from. While the stamp fits, a second run
 does nothing. An environment without a stamp was interrupted and is made anew; one whose stamp is out of date
@@ -54,7 +54,16 @@ RECIPES = {
         [
             ["torch==2.13.0"],
             ["torch==2.13.0", "transformers", "xllamacpp", "safetensors", "gguf", "tokenizers", "numpy"]
-            + ["lm_eval[api]==0.4.13", "compressed-tensors==0.20.0", "peft"],
+            + ["lm_eval[api]==0.4.13", "compressed-tensors==0.20.0", "peft"]
+            + [
+                "datatrove==0.10.1",
+                "trafilatura",
+                "lxml_html_clean",
+                "spacy",
+                "orjson",
+                "xxhash",
+                "fasttext-numpy2-wheel",
+            ],
         ],
     ),
 }

@@ -6,7 +6,9 @@ Readers stream; only one document at a time has to fit into memory.
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import struct
 import sysconfig
 import zlib
@@ -157,9 +159,14 @@ def packed_texts(paths: list[Path]) -> Documents:
 
 def packed_wiki(paths: list[Path]) -> Documents:
     """Title, blank line, lead of each article."""
+    return ((title, text) for title, text, _ in wiki_articles(paths))
+
+
+def wiki_articles(paths: list[Path]) -> Iterator[tuple[str, str, str]]:
+    """(title, text, topic): the topic is the one that Wikipedia's list of vital articles has it under."""
     for path in paths:
         for article in json.loads(path.read_bytes()).values():
-            yield article["title"], f"{article['title']}\n\n{article['extract']}\n"
+            yield article["title"], f"{article['title']}\n\n{article['extract']}\n", article["topic"]
 
 
 def packed_r_strings(paths: list[Path]) -> Documents:
@@ -199,11 +206,39 @@ def python_files(paths: list[Path]) -> Documents:
                 yield relative.as_posix(), text
 
 
+def packed_mails(paths: list[Path]) -> Documents:
+    """A document a mail, headers and all, named by its folder and file. Mails are bytes of any encoding."""
+    for path in paths:
+        yield f"{path.parent.name}/{path.name}", path.read_bytes().decode("latin-1").replace("\r\n", "\n")
+
+
+def packed_problems(paths: list[Path]) -> Documents:
+    """A problem a document: question, blank line, answer."""
+    for path in paths:
+        for number, row in json_lines(path):
+            yield f"{path.stem}:{number}", f"{row['question']}\n\n{row['answer']}\n"
+
+
+PARAGRAPH = re.compile(r'<p id="par_id[^>]*>(.*?)</p>', re.DOTALL)
+
+
+def packed_help(paths: list[Path]) -> Documents:
+    """A document a page of LibreOffice's help: a paragraph a line."""
+    for path in paths:
+        found = PARAGRAPH.findall(path.read_text(encoding="utf-8"))
+        texts = (" ".join(html.unescape(re.sub(r"<[^>]*>", "", inner)).split()) for inner in found)
+        if lines := [text for text in texts if text]:
+            yield f"{path.parent.name}/{path.stem}", "\n".join(lines) + "\n"
+
+
 PACKED: dict[str, Callable[[list[Path]], Documents]] = {
     "texts": packed_texts,
     "wiki": packed_wiki,
     "r_strings": packed_r_strings,
     "python": python_files,
+    "mails": packed_mails,
+    "problems": packed_problems,
+    "help": packed_help,
 }
 
 

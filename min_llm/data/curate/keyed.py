@@ -7,6 +7,7 @@ hashes: among 10^9 different texts two share one with a probability of 3%.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt64
 
 from min_llm.data.curate.document import Document, Drop, Outcome
+from min_llm.data.curate.words import mixed
 
 RUN = 1 << 21  # records that a shard sorts in memory at a time
 AT_ONCE = 1 << 22  # records that a reduce sorts in memory at a time
@@ -81,6 +83,16 @@ def first_of_each(keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     new = np.ones(len(keys), bool)
     new[1:] = keys[1:] != keys[:-1]
     return np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))
+
+
+def apart(keys: Keys, documents: list[Document], column: str) -> Keys:
+    """Keys that are equal only where the documents' values in a column are, too; without a column, the keys."""
+    if not column:
+        return keys
+    values = [str(document.meta.get(column, "")).encode("utf-8", "surrogatepass") for document in documents]
+    digests = b"".join(hashlib.blake2b(value, digest_size=8).digest() for value in values)
+    salts = np.frombuffer(digests, "<u8").astype(np.uint64)
+    return mixed(keys[0] + salts[keys[1]]), keys[1]
 
 
 @runtime_checkable

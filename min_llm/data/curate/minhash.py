@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float64, Int64, UInt32
 from min_llm.config import UserError, option
 from min_llm.data.curate import words as words_lib
 from min_llm.data.curate.document import Document
-from min_llm.data.curate.keyed import Corpus, Duplicates, Keys, first_of_each
+from min_llm.data.curate.keyed import Corpus, Duplicates, Keys, apart, first_of_each
 from min_llm.data.curate.words import Words
 
 AT_ONCE = 1 << 14  # shingles whose values stay in the cache under all permutations
@@ -33,6 +33,7 @@ class MinHash(Duplicates):
     rows: int = option(7, "permutations of a band, all of which must agree")
     words: int = option(5, "words of a shingle")
     seed: int = option(0, "of the permutations")
+    within: str = option("", "column that duplicates must agree in, such as language; empty: none")
 
     def __post_init__(self) -> None:
         if min(self.bands, self.rows, self.words) < 1:
@@ -44,7 +45,7 @@ class MinHash(Duplicates):
         keys = np.broadcast_to(np.arange(self.bands, dtype=np.uint64), bands.shape[:2]).copy()
         for row in range(self.rows):
             keys = words_lib.mixed(keys * np.uint64(words_lib.BASE) + bands[:, :, row])
-        return keys.ravel(), np.repeat(np.flatnonzero(having), self.bands)
+        return apart((keys.ravel(), np.repeat(np.flatnonzero(having), self.bands)), documents, self.within)
 
     def decide(self, corpus: Corpus) -> np.ndarray:
         parents = np.arange(len(corpus.alive))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from min_llm import config as config_lib
 from min_llm.config import UserError, nearest
+from min_llm.data.curate.classify import Classify
 from min_llm.data.curate.decontaminate import Decontaminate
 from min_llm.data.curate.dirty import Dirty
 from min_llm.data.curate.document import Filter
@@ -40,6 +41,10 @@ STEPS: dict[str, type] = {
     "dirty": Dirty,
     "kl": KL,
     "decontaminate": Decontaminate,
+    "quality": Classify,
+    "kind": Classify,
+    "language": Classify,
+    "topic": Classify,
 }
 USUAL = ("extract", "pii", "url", "exact", "minhash", "lines", "repetition", "dirty", "kl")
 

@@ -408,7 +408,9 @@ def test_the_command_line(crawled):
     done = CliRunner().invoke(app, ["curate", str(crawled / "empty.yaml"), *words])
     assert done.exit_code == 0 and done.stdout.strip() == str(out), done.output
     report = json.loads((out / "report.json").read_text())
-    assert report["config"]["steps"] == {"minhash": {"bands": 20, "rows": 7, "words": 5, "seed": 0}}
+    assert report["config"]["steps"] == {
+        "minhash": {"bands": 20, "rows": 7, "words": 5, "seed": 0, "within": ""}
+    }
     assert [step["name"] for step in report["steps"]] == ["read", "minhash"]
 
 
