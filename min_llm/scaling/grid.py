@@ -111,8 +111,8 @@ def _check(cfg: ScalingConfig) -> None:
             raise UserError(f"'{key}' has {given} values for {wanted} {of}; give one for each, or none.")
     if not 0 <= cfg.warmup < 1:
         raise UserError(f"'warmup' is {cfg.warmup}; it is a share of the steps, from 0 to below 1.")
-    if given := [key for key in OURS if key in cfg.run]:
-        raise UserError(f"'run.{given[0]}' is given by the sweep, a folder for each run. Remove it.")
+    if taken := [key for key in OURS if key in cfg.run]:
+        raise UserError(f"'run.{taken[0]}' is given by the sweep, a folder for each run. Remove it.")
 
 
 def _cell(cfg: ScalingConfig, b: int, s: int, vocab_size: int) -> Cell:

@@ -49,7 +49,7 @@ def test_killed_in_a_cell_and_between_cells(tmp_path, monkeypatch, trained):
     cells = settle(sweep(tmp_path))
     names = [c.run.name for c in cells]
     calls.clear()
-    with pytest.raises(Killed), monkeypatch.context() as patch:  # behind the checkpoint of step 5
+    with pytest.raises(Killed), monkeypatch.context() as patch:  # behind the checkpoint of step 6
         kill_at(patch, names[1], 7)
         run_sweep(cells, train)
     assert calls == names[:2] and loss_of(cells[0]) is not None and loss_of(cells[1]) is None
