@@ -21,7 +21,11 @@ Settings = Annotated[list[str], typer.Argument(metavar="CONFIG.yaml [key=value .
 
 @app.command()
 def plan(settings: Settings) -> None:
-    """Fix the grid of CONFIG in OUT/NAME/plan.json and show it. Later commands keep to that file."""
+    """Fix the grid of CONFIG in OUT/NAME/plan.json and show it. Later commands keep to that file.
+
+    CONFIG: budgets (FLOPs), sizes (a list of 'model' settings), run (settings of `min-llm train` for all), and what
+    differs by size or budget: lrs, batch_sizes; also warmup (a share), flops (6ND, full, causal, lingua), name, out.
+    """
     from min_llm.scaling.grid import settle
     from min_llm.scaling.sweep import loss_of
 

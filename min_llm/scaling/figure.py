@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from min_llm.scaling.fits import IsoFlop, Measured, Parabola
@@ -26,13 +27,12 @@ def draw(runs: Sequence[Measured], curves: Sequence[Parabola], found: IsoFlop | 
             left.plot(curve.optimum, curve.loss, "x", color="black")
     left.set(xscale="log", xlabel="training tokens", ylabel="validation loss, nats per token")
     left.legend(title="FLOPs", fontsize=8)
-    for axis in right:
-        _law(axis, found)
+    if found:
+        _law(right[0], found)
     return figure
 
 
-def _law(axis, found: IsoFlop | None) -> None:
-    assert found is not None
+def _law(axis: Axes, found: IsoFlop) -> None:
     budgets = np.array([c.budget for c in found.curves])
     along = np.geomspace(budgets.min(), 10 * budgets.max(), 50)
     predicted = [found.predict(float(b)) for b in along]

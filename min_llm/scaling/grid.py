@@ -79,7 +79,8 @@ def settle(cfg: ScalingConfig) -> list[Cell]:
     path = cfg.folder / "plan.json"
     if not path.exists():
         cells = grid(cfg, _vocab_size(cfg))
-        write_atomic(path, json.dumps({"config": config_lib.dump(cfg), "cells": [_plain(c) for c in cells]}))
+        plan = {"config": config_lib.dump(cfg), "cells": [_plain(c) for c in cells]}
+        write_atomic(path, json.dumps(plan, indent=1))
         return cells
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +119,7 @@ def _check(cfg: ScalingConfig) -> None:
 def _cell(cfg: ScalingConfig, b: int, s: int, vocab_size: int) -> Cell:
     budget = cfg.budgets[b]
     model = dict(cfg.run.get("model") or {}) | cfg.sizes[s]
-    given = {"name": f"{budget:.4g}-{s + 1}", "out": str(cfg.folder / "cells"), "model": model}
+    given = {"name": f"budget{b + 1}-size{s + 1}", "out": str(cfg.folder / "cells"), "model": model}
     run = config_lib.build(RunConfig, {**cfg.run, **given}, "run")
     model_cfg = dataclasses.replace(run.model, vocab_size=run.model.vocab_size or vocab_size)
     cost = flops_per_token(model_cfg, run.train.seq_len)

@@ -13,7 +13,7 @@ from tests.train import runs
 LAW = PowerLaw(0.11, 0.55)
 KILL = (
     "import os\nfrom min_llm.scaling import sweep; loss_of = sweep.loss_of\n"
-    "sweep.loss_of = lambda cell: os.kill(os.getpid(), 9) if '-2' in cell.run.name else loss_of(cell)"
+    "sweep.loss_of = lambda cell: os.kill(os.getpid(), 9) if 'size2' in cell.run.name else loss_of(cell)"
 )
 
 
@@ -22,10 +22,10 @@ def test_plan_run_fit(tmp_path, capsys):
     """plan, run (killed after the first cell and started again), fit, which wants more sizes."""
     path = write_sweep(tmp_path)
     status, out, _ = runs.command_line(capsys, "scaling", "plan", path)
-    assert status == 0 and "4 cells" in out and "2e+07-1" in out
+    assert status == 0 and "4 cells" in out and "budget1-size1" in out
     process = runs.start("scaling", "run", path, prelude=KILL)
     assert process.wait(120) == -9, process.stdout.read()
-    first = tmp_path / "runs/sweep/cells/2e+07-1/metrics.jsonl"
+    first = tmp_path / "runs/sweep/cells/budget1-size1/metrics.jsonl"
     before = first.stat()
     status, _, err = runs.command_line(capsys, "scaling", "fit", path)
     assert status == 2 and "3 of 4 cells are not finished" in err

@@ -22,7 +22,7 @@ VOCAB = 17
 def test_every_cell_spends_its_budget(tmp_path):
     cells = grid(sweep(tmp_path), VOCAB)
     assert [c.budget for c in cells] == [2e7, 2e7, 3e7, 3e7]
-    assert [c.run.name for c in cells] == ["2e+07-1", "2e+07-2", "3e+07-1", "3e+07-2"]
+    assert [c.run.name for c in cells] == ["budget1-size1", "budget1-size2", "budget2-size1", "budget2-size2"]
     for cell in cells:
         cost = flops_per_token(cell.run.model, 16)
         assert cell.parameters == cost.n and cell.flops_per_token == cost.training
