@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from min_llm.cli import data, models, tokenizer
+from min_llm.cli import data, models, scaling, tokenizer
 from min_llm.cli.chat import chat
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
@@ -41,6 +41,7 @@ app.command()(report)
 app.add_typer(probe_app, name="probe")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(scaling.app, name="scaling")
 app.command()(models.info)
 app.command()(models.arithmetic)
 app.command()(plan)

@@ -1,0 +1,45 @@
+"""The two figures of the paper's section 3.2.1: IsoFLOP curves with their minima, and the optimum by budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from min_llm.scaling.fits import IsoFlop, Measured, Parabola
+
+
+def draw(runs: Sequence[Measured], curves: Sequence[Parabola], found: IsoFlop | None, title: str) -> Figure:
+    """found: None draws the curves alone, where no law could be fitted."""
+    figure = Figure(figsize=(11 if found else 6, 4.5), layout="constrained")
+    figure.suptitle(title)
+    left, *right = figure.subplots(1, 2 if found else 1, squeeze=False)[0]
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
+    for curve, colour in zip(curves, colours, strict=True):
+        mine = [run for run in runs if run.budget == curve.budget]
+        left.plot([r.tokens for r in mine], [r.loss for r in mine], "o", color=colour, markersize=4)
+        along = np.geomspace(*curve.tokens, 100)
+        left.plot(along, curve(along), color=colour, label=f"{curve.budget:.3g}")
+        if curve.interior:
+            left.plot(curve.optimum, curve.loss, "x", color="black")
+    left.set(xscale="log", xlabel="training tokens", ylabel="validation loss, nats per token")
+    left.legend(title="FLOPs", fontsize=8)
+    if found:
+        _law(right[0], found)
+    return figure
+
+
+def _law(axis: Axes, found: IsoFlop) -> None:
+    budgets = np.array([c.budget for c in found.curves])
+    along = np.geomspace(budgets.min(), 10 * budgets.max(), 50)
+    predicted = [found.predict(float(b)) for b in along]
+    low, high = np.array([p.interval for p in predicted]).T
+    axis.fill_between(along, low, high, alpha=0.2, label="95 % interval")
+    name = f"{found.law.coefficient:.3g} C^{found.law.exponent:.3f}"
+    axis.plot(along, [p.tokens for p in predicted], label=name)
+    axis.plot(budgets, [c.optimum for c in found.curves], "x", color="black", label="minima")
+    axis.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="optimal training tokens")
+    axis.legend(fontsize=8)
