@@ -60,6 +60,14 @@ class Param:
         shape = self.shape[1:] if "layers" in self.axes else self.shape
         return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
 
+    @property
+    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The dimensions of a matrix that are its inputs and those that are its outputs, where layers and experts count
+        how many matrices there are: what optimizers of matrices need."""
+        dims = [i for i, axis in enumerate(self.axes) if axis not in ("layers", "experts")]
+        n = 1 if self.axes[dims[0]] == "embed" else len(dims) - 1
+        return tuple(dims[:n]), tuple(dims[n:])
+
 
 def is_param(x: Any) -> bool:
     return isinstance(x, Param)

@@ -158,10 +158,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 def describe(cfg: RunConfig, task: Task) -> str:
     from min_llm import spec
+    from min_llm.train.ramp import Ramp
 
     n, t = spec.count(task.spec), cfg.train
     return (
-        f"{cfg.model.family} with {n:,} parameters, {t.steps:,} steps of {t.batch_size} x {t.seq_len} tokens, "
+        f"{cfg.model.family} with {n:,} parameters, {t.steps:,} steps of {Ramp.of(t).words()} tokens, "
         f"run folder {Path(cfg.out) / cfg.name}"
     )
 

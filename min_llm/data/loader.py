@@ -37,11 +37,13 @@ def batch(
     rows: int,
     seq_len: int,
     order: str = "shuffled",
+    place: int | None = None,
     first_row: int = 0,
     n_rows: int | None = None,
 ) -> Batch:
     """Rows `first_row` to `first_row + n_rows` (default: all) of the batch of `rows` x `seq_len` of one step.
 
+    place: of the batch's first row in the stream of rows, step * rows where all batches are equal (`train.ramp`).
     order "shuffled": an epoch cuts the file, seen as a ring of N - 1 targets, into (N - 1) // seq_len windows
     from an offset drawn for the epoch, and visits them in an order drawn for the epoch. No target comes twice
     in an epoch; fewer than seq_len are left out (fewer than 2 seq_len when the file is one document, because the
@@ -55,7 +57,8 @@ def batch(
         return cut(tokens, (draws % np.uint64(tokens.n_targets - seq_len + 1)).astype(np.int64), seq_len)
     if order != "shuffled":
         raise UserError(f"order is {order!r}; it must be 'shuffled' or 'random'.")
-    return windows(tokens, step * rows + np.arange(first_row, first_row + n_rows), seed=seed, seq_len=seq_len)
+    first = first_row + (step * rows if place is None else place)
+    return windows(tokens, np.arange(first, first + n_rows), seed=seed, seq_len=seq_len)
 
 
 def windows(tokens: TokenFile, numbers: Int[np.ndarray, rows], *, seed: int, seq_len: int) -> Batch:

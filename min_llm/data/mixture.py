@@ -32,10 +32,13 @@ class Mixture:
         self.schedule = Schedule(phases, list(self.files), seq_len, start)
         self._segmented = any(tokens.n_documents > 1 for tokens in self.files.values())
 
-    def batch(self, step: int, rows: int, first_row: int = 0, n_rows: int | None = None) -> Batch:
+    def batch(
+        self, step: int, rows: int, first_row: int = 0, n_rows: int | None = None, place: int | None = None
+    ) -> Batch:
         """Rows `first_row` to `first_row + n_rows` (default: all) of the batch of a step, as `loader.batch` counts."""
         n_rows = loader.check_rows(rows, self.seq_len, first_row, n_rows)
-        source, within = self.schedule.place(step * rows + first_row, n_rows)
+        first = first_row + (step * rows if place is None else place)
+        source, within = self.schedule.place(first, n_rows)
         pieces, order = [], []
         for s, tokens in enumerate(self.files.values()):
             mine = np.flatnonzero(source == s)

@@ -11,6 +11,7 @@ alone, keeps to float64 unless told otherwise, and derives every gradient by han
     outside.py     logits, loss and gradients, from any of these models
     decode.py      greedy generation, with and without a KV cache
     adamw.py       the optimizer, one function
+    optimizers.py  Muon, Lion and Adafactor, a function each
     batch.py       what a batch is, and documents packed into a row
     params.py      parameter trees: plain, stacked, random
 

@@ -26,6 +26,7 @@ from min_llm.plan import hlo
 from min_llm.plan.job import Job
 from min_llm.train.config import RunConfig
 from min_llm.train.optim import optimizer
+from min_llm.train.ramp import Ramp
 from min_llm.train.step import Step, init_state, jit_step, language_model_loss, make_step
 
 
@@ -57,9 +58,10 @@ def compile_for(job: Job, run: RunConfig, chip: str, count: int) -> Compiled:
     mesh = Mesh(found, tuple(job.mesh.shape), axis_types=(explicit,) * found.ndim)
     step = make_step(
         language_model_loss(job.model, job.runtime),
-        optimizer(run.optim, job.spec, run.train.steps),
+        optimizer(run.optim, job.spec, run.train.steps, Ramp.of(run.train)),
         job.micro_batches,
         run.seed if job.model.dropout else None,
+        spike_z=run.train.spike_z,
     )
     began = time.perf_counter()
     with platform.compiling_for("gpu"), jax.set_mesh(mesh) if count > 1 else contextlib.nullcontext():
@@ -82,8 +84,9 @@ def _lower(step: Step, job: Job, run: RunConfig, mesh: Mesh) -> Any:
     def laid_out(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:  # on one device nothing says where
         return x if x.sharding is not None else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
 
-    make = optimizer(run.optim, job.spec, run.train.steps)
-    state = axes.targets(jax.eval_shape(lambda p: init_state(p, make), axes.shapes(job.spec)))
+    make = optimizer(run.optim, job.spec, run.train.steps, Ramp.of(run.train))
+    watched = run.train.spike_skip
+    state = axes.targets(jax.eval_shape(lambda p: init_state(p, make, watched), axes.shapes(job.spec)))
     shape = (job.rows, job.seq_len)
     cut = NamedSharding(mesh, axes.to_partition(("batch", "seq"), shape)) if axes.on_mesh() else whole
     numbers: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=cut)

@@ -18,6 +18,7 @@ from min_llm.nn import axes
 from min_llm.quant.quantize import is_quantized
 from min_llm.train.config import RunConfig
 from min_llm.train.optim import optimizer
+from min_llm.train.ramp import Ramp
 from min_llm.train.run import Run, load_config
 from min_llm.train.step import init_state
 
@@ -75,8 +76,8 @@ def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any
         )
     step = have[-1] if step is None else step
     spec = models.spec(cfg.model)
-    opt = optimizer(cfg.optim, spec, cfg.train.steps)
-    target = jax.eval_shape(lambda p: init_state(p, opt), spec_lib.shapes(spec))
+    opt = optimizer(cfg.optim, spec, cfg.train.steps, Ramp.of(cfg.train))
+    target = jax.eval_shape(lambda p: init_state(p, opt, cfg.train.spike_skip), spec_lib.shapes(spec))
     state, _ = run.checkpoints.restore(step, target, spec)
     return cfg, step, state.params
 

@@ -17,16 +17,25 @@ Role = Literal["matrix", "embedding", "head", "norm", "bias"]
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["adamw", "muon", "lion", "adafactor"] = option(
+        "adamw",
+        "optimizer; muon: matrices of layers by Muon, the rest by AdamW, at AdamW's rate; lion: a third of it or less",
+    )
     lr: float = option(1e-3, "peak learning rate")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = option("cosine", "shape after the warmup")
-    warmup: int = option(100, "steps of linear warmup from 0")
+    over: Literal["steps", "tokens"] = option("steps", "what warmup and decay_steps count")
+    warmup: int = option(100, "steps (or tokens) of linear warmup from 0")
     min_lr: float = option(0.1, "final learning rate as a fraction of the peak")
-    decay_steps: int = option(0, "step at which the final rate is reached; 0: the last step")
-    wsd_decay: float = option(0.2, "fraction of the steps that decay in the wsd schedule")
-    beta1: float = option(0.9, "AdamW first-moment decay")
-    beta2: float = option(0.95, "AdamW second-moment decay")
+    decay_steps: int = option(0, "step (or token) at which the final rate is reached; 0: the last one")
+    wsd_decay: float = option(0.2, "fraction of the steps (or tokens) that decay in the wsd schedule")
+    beta1: float = option(0.9, "first-moment decay of AdamW; Lion's weight of the momentum in its sign")
+    beta2: float = option(0.95, "second-moment decay of AdamW; Lion's momentum decay")
+    momentum: float = option(0.95, "Muon's momentum")
     eps: float = option(1e-8, "AdamW epsilon")
     weight_decay: float = option(0.1, "decoupled weight decay")
+    decay_with_lr: bool = option(
+        True, "a step takes weight_decay x its learning rate off a weight; false: weight_decay, whatever the rate"
+    )
     decay_roles: tuple[Role, ...] = option(
         ("matrix", "embedding", "head"), "parameter roles that are decayed"
     )
@@ -34,10 +43,22 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Phase:
+    """The batches of the beginning of a run (train.ramp)."""
+
+    until_tokens: int = option(0, "tokens seen when the phase ends")
+    batch_size: int = option(0, "rows of a step's batch")
+    seq_len: int = option(0, "tokens of a row")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     steps: int = option(1000, "optimizer steps")
     batch_size: int = option(16, "rows of a step's batch, over all devices and micro-batches")
     seq_len: int = option(256, "tokens of a row")
+    ramp: tuple[Phase, ...] = option(
+        (), "phases {until_tokens, batch_size, seq_len} before that, in order: smaller batches, shorter rows"
+    )
     micro_batches: int = option(1, "gradient accumulation: parts the batch is cut into, inside jit")
     order: Literal["shuffled", "random"] = option(
         "shuffled", "windows of an epoch in a shuffled order, or random offsets as nanoGPT takes them"
@@ -49,6 +70,9 @@ class TrainConfig:
     probe_every: int = option(50, "steps between probes")
     profile: str = option("", "steps to trace with JAX's profiler, as FIRST-LAST")
     spike_z: float = option(6.0, "standard deviations above the recent mean that make a loss spike; 0: off")
+    spike_skip: bool = option(
+        False, "leave out the update of a step whose loss or gradient norm is such a spike (inside jit)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +138,23 @@ def check(cfg: RunConfig) -> RunConfig:
                        ("micro_batches", t.micro_batches), ("log_every", t.log_every)):  # fmt: skip
         if value < 1:
             raise UserError(f"'train.{key}' is {value}; it must be at least 1.")
-    if t.batch_size % t.micro_batches:
-        raise UserError(
-            f"'train.batch_size' ({t.batch_size}) must be a multiple of 'train.micro_batches' ({t.micro_batches})."
-        )
-    if t.seq_len > cfg.model.max_seq_len:
-        raise UserError(
-            f"'train.seq_len' is {t.seq_len}, longer than 'model.max_seq_len' ({cfg.model.max_seq_len}). "
-            "Shorten one or raise the other."
-        )
+    for where, rows, length in (
+        *((f"train.ramp[{i}]", p.batch_size, p.seq_len) for i, p in enumerate(t.ramp)),
+        ("train", t.batch_size, t.seq_len),
+    ):
+        if rows < 1 or length < 1:
+            raise UserError(f"'{where}' has batches of {rows} x {length} tokens; both must be at least 1.")
+        if rows % t.micro_batches:
+            raise UserError(
+                f"'{where}.batch_size' ({rows}) must be a multiple of 'train.micro_batches' ({t.micro_batches})."
+            )
+        if length > cfg.model.max_seq_len:
+            raise UserError(
+                f"'{where}.seq_len' is {length}, longer than 'model.max_seq_len' ({cfg.model.max_seq_len}). "
+                "Shorten one or raise the other."
+            )
+    if t.spike_skip and not t.spike_z:
+        raise UserError("'train.spike_skip' needs 'train.spike_z', which is 0: nothing would be a spike.")
     if cfg.optim.lr <= 0:
         raise UserError(f"'optim.lr' is {cfg.optim.lr}; it must be above 0.")
     if not cfg.name or "/" in cfg.name or cfg.name.startswith("."):

@@ -36,6 +36,7 @@ from min_llm.train.monitor import SpikeMonitor
 from min_llm.train.optim import optimizer
 from min_llm.train.pretrain import Task
 from min_llm.train.process import Clock, Trace, stop_signals
+from min_llm.train.ramp import Ramp, Span
 from min_llm.train.run import Run, numbers
 from min_llm.train.schedules import schedule
 from min_llm.train.step import State, compile_step, init_state, make_step
@@ -83,15 +84,15 @@ class Loop:
         self.run, self.task, self.cfg = run, task, run.cfg
         cfg = self.cfg
         self.hooks = [Hook("val", cfg.train.eval_every, lambda _, params: task.validate(params)), *hooks]
-        self.optimizer = optimizer(cfg.optim, task.spec, cfg.train.steps)
-        self.rate = jax.jit(schedule(cfg.optim, cfg.train.steps))
+        self.ramp = Ramp.of(cfg.train)
+        self.optimizer = optimizer(cfg.optim, task.spec, cfg.train.steps, self.ramp)
+        self.rate = jax.jit(schedule(cfg.optim, cfg.train.steps, self.ramp))
         self.monitor = SpikeMonitor(cfg.train.spike_z)
         self.losses: list[float] = []  # since the last row
         self.timed = 0  # steps of this process since then
-        self.tokens_per_step = cfg.train.batch_size * cfg.train.seq_len
         self.flops: Flops = flops_per_token(task.model, cfg.train.seq_len)
         self.peak = peaks.measure()["flops_" + task.runtime.dtype] * cfg.parallel.mesh.size
-        self.compiled: dict[bool, Any] = {}
+        self.compiled: dict[tuple[bool, Span], Any] = {}
         self.clock, self.slow = Clock(), stragglers.Stragglers()
 
     # Starting
@@ -103,10 +104,8 @@ class Loop:
             if self.run.truncate({}):
                 reporter().info(f"{self.run.folder} has no checkpoint yet; starting from its first step")
             make = self.task.initial or (lambda: models.init_spec(self.task.spec, self.cfg.seed))
-            return init_state(make(), self.optimizer), 0
-        shapes = axes.targets(
-            jax.eval_shape(lambda p: init_state(p, self.optimizer), axes.shapes(self.task.spec))
-        )
+            return self.fresh(make()), 0
+        shapes = axes.targets(jax.eval_shape(self.fresh, axes.shapes(self.task.spec)))
         state, meta = self.run.checkpoints.restore(latest, shapes, self.task.spec)
         self.run.agree(meta, self.task.runtime)
         self.run.truncate(meta["sizes"])
@@ -115,9 +114,13 @@ class Loop:
         reporter().info(f"Resuming {self.run.folder} after step {latest} of {self.cfg.train.steps}")
         return state, latest
 
-    def step_function(self, state: State, batch: Any, probing: bool) -> Any:
-        """The compiled step; compiled at its first use."""
-        if probing not in self.compiled:
+    def fresh(self, params: Any) -> State:
+        return init_state(params, self.optimizer, self.cfg.train.spike_skip)
+
+    def step_function(self, state: State, batch: Any, probing: bool, span: Span) -> Any:
+        """The compiled step of a phase of the ramp; compiled at its first use."""
+        key = (probing, span)
+        if key not in self.compiled:
             began = time.perf_counter()
             step = make_step(
                 self.task.loss_sum,
@@ -125,14 +128,15 @@ class Loop:
                 self.cfg.train.micro_batches,
                 self.cfg.seed if self.task.model.dropout else None,
                 probing,
+                self.cfg.train.spike_z,
             )
-            self.compiled[probing] = compile_step(step, state, batch)
+            self.compiled[key] = compile_step(step, state, batch)
             seconds = time.perf_counter() - began
-            size = self.compiled[probing].memory_analysis()
+            size = self.compiled[key].memory_analysis()
             held = (size.temp_size_in_bytes + size.argument_size_in_bytes) / 2**20 if size else float("nan")
             reporter().info(f"Compiled the step in {seconds:.1f} s; it needs {held:.0f} MiB")
             self.clock.pause(seconds)
-        return self.compiled[probing]
+        return self.compiled[key]
 
     # Running
 
@@ -166,7 +170,8 @@ class Loop:
                 batch, waited = batches.next()
                 self.clock.waited += waited
                 probing = t.probe and done % t.probe_every == 0
-                state, out = self.step_function(state, batch, probing)(state, batch)
+                step = self.step_function(state, batch, probing, self.ramp.at(done))
+                state, out = step(state, batch)
                 if pending is not None:
                     self.read(*pending)
                 done += 1
@@ -234,6 +239,11 @@ class Loop:
             reporter().warn(
                 f"Loss spike at step {done}: {loss:.3f} is {score:.1f} deviations above the recent mean."
             )
+        if "skipped" in out and bool(out["skipped"]):
+            self.metrics.write(done, "event", {"event": "skipped", "loss": loss, "grad_norm": norm})
+            reporter().warn(
+                f"The update of step {done} was left out: loss {loss:.3f}, gradient norm {norm:.3g}."
+            )
         if "probe" in out:
             rows = {name: np.asarray(value).tolist() for name, value in out["probe"].items()}
             self.metrics.write(done, "probe", rows)
@@ -244,9 +254,9 @@ class Loop:
                 "loss": sum(self.losses) / len(self.losses),
                 "grad_norm": norm,
                 "lr": float(self.rate(jnp.int32(done - 1))),
-                "tokens": done * self.tokens_per_step,
+                "tokens": self.ramp.tokens(done),
             }
-            perf = self.performance(self.timed)
+            perf = self.performance(done)
             perf |= self.compare(perf)
             self.losses, self.timed = [], 0
             self.metrics.write(done, "train", values, perf)
@@ -264,13 +274,15 @@ class Loop:
         elif row["kind"] == "val" and "loss" in row:
             self.progress.metrics(row["step"], val_loss=row["loss"])
 
-    def performance(self, steps: int) -> dict[str, float]:
-        """Throughput since the last row, without the time of boundaries."""
+    def performance(self, done: int) -> dict[str, float]:
+        """Throughput since the last row, without the time of boundaries. MFU counts tokens as those of step `done`."""
         seconds, waited = self.clock.lap()
-        rate = steps * self.tokens_per_step / max(seconds, 1e-9)
+        steps = self.timed
+        rate = (self.ramp.tokens(done) - self.ramp.tokens(done - steps)) / max(seconds, 1e-9)
+        flops = flops_per_token(self.task.model, self.ramp.at(done - 1).seq_len)
         return {
             "tokens_per_second": rate,
-            "mfu": mfu(rate, self.flops, self.peak),
+            "mfu": mfu(rate, flops, self.peak),
             "step_seconds": seconds / steps,
             "data_wait": waited / max(seconds, 1e-9),
             "elapsed": self.clock.elapsed(),

@@ -24,6 +24,7 @@ from min_llm.reporting import reporter
 from min_llm.train import begin
 from min_llm.train.config import RunConfig, check
 from min_llm.train.evaluate import Evaluator, bits_per_byte
+from min_llm.train.ramp import Ramp
 from min_llm.train.step import LossSum, language_model_loss
 
 
@@ -61,28 +62,40 @@ def pretraining(
         processes.barrier()
     cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
     spec = models.spec(cfg.model)
-    meshes.check(
-        cfg.parallel.mesh, cfg.model, spec, cfg.train.batch_size // cfg.train.micro_batches, cfg.train.seq_len
-    )
+    ramp = Ramp.of(cfg.train)
+    for span in ramp.spans:
+        rows = span.batch_size // cfg.train.micro_batches
+        meshes.check(cfg.parallel.mesh, cfg.model, spec, rows, span.seq_len)
     runtime = keep(resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1)), cfg.runtime, begun_with or {})
     runtime = Runtime(**processes.share(vars(cfg.parallel.choose(runtime))))  # measured by one, used by all
     place = meshes.placement(cfg.parallel.mesh, mesh)
     evaluator = Evaluator(cfg.model, runtime)
 
-    rows, length = cfg.train.batch_size, cfg.train.seq_len
-    mixture = mixed(cfg, data) if cfg.data.mix else None
-    for line in mixture.plan(cfg.train.steps * rows) if mixture else ():
-        reporter().info(f"mix: {line}")
+    mixtures = {s.seq_len: mixed(cfg, data, s.seq_len) for s in ramp.spans} if cfg.data.mix else {}
+    if mixtures:
+        end = ramp.at(cfg.train.steps)
+        for line in mixtures[end.seq_len].plan(end.row(cfg.train.steps)):
+            reporter().info(f"mix: {line}")
 
     def batch(step: int) -> Batch:
-        if mixture is not None:
-            return place(mixture.batch(step, rows))
+        span = ramp.at(step)
+        rows, row = span.batch_size, span.row(step)
+        if mixtures:
+            return place(mixtures[span.seq_len].batch(step, rows, place=row))
         (text,) = data.parts.values()
-        order = cfg.train.order
-        return place(make_batch(text.train, seed=cfg.seed, step=step, rows=rows, seq_len=length, order=order))
+        made = make_batch(
+            text.train, seed=cfg.seed, step=step, rows=rows, seq_len=span.seq_len, order=cfg.train.order, place=row
+        )
+        return place(made)
 
     def validate(params: Any, tokens: int = cfg.train.eval_tokens) -> dict[str, float]:
+        rows, length = cfg.train.batch_size, cfg.train.seq_len
         return score(lambda p, parts: evaluator(p, map(place, parts)), params, data, rows, length, tokens)
+
+    def account(steps: int) -> dict[str, float]:
+        """In rows of the present length: where a ramp began with shorter ones, as if those had been as long."""
+        span = ramp.at(max(steps - 1, 0))
+        return mixtures[span.seq_len].account(span.row(steps))
 
     task = Task(
         cfg.model,
@@ -92,21 +105,21 @@ def pretraining(
         batch,
         validate,
         (lambda params: validate(params, 0)) if cfg.train.eval_tokens else None,
-        (lambda steps: mixture.account(steps * rows)) if mixture else None,
+        account if mixtures else None,
         lambda: begin.weights(cfg, spec),
     )
     return cfg, task, data
 
 
-def mixed(cfg: RunConfig, data: Corpus) -> Mixture:
-    """The batches of a mix."""
+def mixed(cfg: RunConfig, data: Corpus, seq_len: int) -> Mixture:
+    """The batches of a mix, in rows of one length."""
     t = cfg.train
     if t.order != "shuffled":
         raise UserError(
             f"'train.order' is {t.order!r}, but a mix counts epochs. Remove it, or train on one data.source."
         )
     files = {name: part.train for name, part in data.parts.items()}
-    return Mixture(files, cfg.data.mix, seed=cfg.seed, seq_len=t.seq_len)
+    return Mixture(files, cfg.data.mix, seed=cfg.seed, seq_len=seq_len)
 
 
 def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Runtime:

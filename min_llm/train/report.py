@@ -23,6 +23,7 @@ from min_llm.train.checkpoints import Checkpoints
 from min_llm.train.config import RunConfig
 from min_llm.train.figures import Mark, Series, number, percent
 from min_llm.train.history import Row, column
+from min_llm.train.ramp import Ramp
 
 TEMPLATE = "report.html.jinja"
 LONGEST_SAMPLE = 4000  # characters
@@ -140,10 +141,8 @@ def summary(cfg: RunConfig | None, rows: list[Row], done: int) -> str:
     if cfg is not None:
         t = cfg.train
         parts.append(cfg.model.family + (f", {n:,} parameters" if (n := _parameters(cfg)) else ""))
-        per_step = t.batch_size * t.seq_len
-        parts.append(
-            f"{done:,} steps of {t.batch_size} × {t.seq_len} tokens: {number(done * per_step)} tokens"
-        )
+        ramp = Ramp.of(t)
+        parts.append(f"{done:,} steps of {ramp.words('×')} tokens: {number(ramp.tokens(done))} tokens")
     if seconds := history.training_seconds(rows):
         parts.append(f"{clock(seconds)} in steps")
     return " · ".join(parts)
@@ -308,6 +307,10 @@ def event_lines(rows: list[Row], torn: int) -> list[str]:
     lines = [
         f"Step {e['step']:,}: loss spike, {e['loss']:.3f} is {e['z']:.1f} deviations above the recent mean."
         for e in history.events(rows, "spike")
+    ]
+    lines += [
+        f"Step {e['step']:,}: update left out, loss {e['loss']:.3f}, gradient norm {e['grad_norm']:.3g}."
+        for e in history.events(rows, "skipped")
     ]
     lines += [f"Resumed between steps {a:,.0f} and {b:,.0f}." for a, b in history.resumes(rows)]
     lines += [

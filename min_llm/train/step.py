@@ -19,6 +19,7 @@ from min_llm.models import ModelConfig
 from min_llm.nn import axes, probe
 from min_llm.nn.batch import Batch
 from min_llm.nn.runtime import Runtime
+from min_llm.train.monitor import Watch
 
 LossSum = Callable[[Any, Batch, Any], jax.Array]  # (params, batch, dropout key) -> Σ weights · loss
 
@@ -31,14 +32,16 @@ class State:
     step: jax.Array  # int32: updates made
     params: Any
     opt: Any
+    watch: Watch | None = None  # what spikes are told by, where their updates are left out
 
 
 Metrics = dict[str, Any]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> State:
-    return State(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+def init_state(params: Any, optimizer: optax.GradientTransformation, watched: bool = False) -> State:
+    watch = Watch.start() if watched else None
+    return State(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params), watch)
 
 
 def language_model_loss(cfg: ModelConfig, runtime: Runtime) -> LossSum:
@@ -56,11 +59,14 @@ def make_step(
     micro_batches: int = 1,
     dropout_seed: int | None = None,
     probing: bool = False,
+    spike_z: float = 0.0,
 ) -> Step:
     """The step function; jit it with the state donated (`jit_step`).
 
     Metrics: loss (nats per weighted token), grad_norm (before clipping); with `probing` also "probe": statistics of
-    activations (one row a layer), gradients and parameters.
+    activations (one row a layer), gradients and parameters; where the state has a watch also "skipped": whether loss or
+    norm was more than `spike_z` deviations above their recent means and the update was left out. The schedule and the
+    other counters of the optimizer go on with such a step.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -72,11 +78,23 @@ def make_step(
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics: Metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        watch = state.watch
+        if watch is not None:
+            watch, spike = watch.feed(loss, metrics["grad_norm"], spike_z)
+            params, opt = _unless(spike, (params, opt), (state.params, state.opt))
+            metrics["skipped"] = spike
         if probing:
             metrics["probe"] = stats | tree_statistics("grad", grads) | tree_statistics("param", params)
-        return State(state.step + 1, params, opt), metrics
+        return State(state.step + 1, params, opt, watch), metrics
 
     return step
+
+
+def _unless(skip: jax.Array, new: Any, old: Any) -> Any:
+    """The new arrays, or, to skip the step, the old ones; counters are always the new."""
+    return jax.tree.map(
+        lambda n, o: jnp.where(skip, o, n) if jnp.issubdtype(n.dtype, jnp.inexact) else n, new, old
+    )
 
 
 def jit_step(step: Step) -> Any:
