@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +46,12 @@ def plan(
     compile_for: Annotated[
         str, typer.Option("--compile", help="also let XLA compile the step for devices like h100x8, not here")
     ] = "",
+    schedule: Annotated[
+        bool, typer.Option("--schedule", help="plot rate, decay, batch and row length over tokens instead")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="picture that --schedule writes (.png, .svg, .pdf)")] = Path(
+        "schedule.png"
+    ),
     vocab_size: Vocab = 0,
     as_json: Json = False,
 ) -> None:
@@ -57,6 +64,8 @@ def plan(
     if not 0 <= mfu <= 1:
         raise UserError(f"--mfu is {mfu}; it is a share of the peak, above 0 and at most 1.")
     run, note = load_run_config(settings, vocab_size)
+    if schedule:
+        return plot_schedule(check(run), out, as_json)
     chip, count = absent.parse(compile_for) if compile_for else ("", 0)
     if chip and (hardware not in ("measured", chip) or devices):
         raise UserError(
@@ -69,11 +78,35 @@ def plan(
             return propose(job, on, devices, proposals, note, as_json)
         compiled = compile_step(job, run, chip, count) if chip else None
         if as_json:
-            facts = facts_of(job, on, run.train.steps, mfu) | {"note": note}
+            facts = facts_of(job, on, phases(job, run), mfu) | {"note": note}
             return print_json(facts | ({"compiled": compiled_facts(compiled, job)} if compiled else {}))
-        print_plan(job, on, run.train.steps, mfu, note)
+        print_plan(job, on, phases(job, run), mfu, note)
         if compiled:
             print_compiled(compiled, job)
+
+
+def plot_schedule(run: RunConfig, out: Path, as_json: bool) -> None:
+    """The run's schedule as a sketch and a figure, or as columns of numbers."""
+    from min_llm.cli.schedule import draw_figure, of_tokens, sketch
+    from min_llm.config import UserError
+    from min_llm.train.ramp import Ramp
+    from min_llm.train.schedules import planned
+
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--out is {str(out)!r}; its name must end in .png, .svg or .pdf.")
+    columns, ramp = planned(run.optim, run.train), Ramp.of(run.train)
+    if as_json:
+        return print_json({name: column.tolist() for name, column in columns.items()})
+    end = run.train.steps
+    say(f"{end:,} steps of {ramp.words()} tokens: {of_tokens(ramp.tokens(end))}")
+    for span in ramp.spans[1:]:
+        say(
+            f"{span.batch_size} x {span.seq_len} from step {span.first_step:,} on, {of_tokens(span.first_token)}"
+        )
+    for line in sketch(columns):
+        say(line)
+    draw_figure(columns, run).savefig(out, dpi=130)
+    say(str(out))
 
 
 def job_of(run: RunConfig, on: Hardware) -> Job:
@@ -85,9 +118,38 @@ def job_of(run: RunConfig, on: Hardware) -> Job:
     t, cfg = run.train, run.model
     n_layers: int = cfg.n_layers  # type: ignore[attr-defined]
     runtime = resolve(run.runtime, n_layers) if on.here else runtime_on(on, run.runtime, n_layers)
-    job = Job(cfg, t.batch_size, t.seq_len, run.parallel.choose(runtime), run.parallel.mesh, t.micro_batches)
+    job = Job(cfg, t.batch_size, t.seq_len, run.parallel.choose(runtime), run.parallel.mesh, t.micro_batches,
+              run.optim.name)  # fmt: skip
     meshes.check(job.mesh, cfg, job.spec, t.batch_size // t.micro_batches, t.seq_len)
     return job
+
+
+def phases(job: Job, run: RunConfig) -> list[tuple[int, Job]]:
+    """The steps of each phase of the ramp, and the job with its batches; the last is the job itself."""
+    from min_llm.train.ramp import Ramp
+
+    spans, last = Ramp.of(run.train).spans, run.train.steps
+    ends = [min(s.first_step, last) for s in spans[1:]] + [last]
+    return [
+        (end - min(s.first_step, last), dataclasses.replace(job, rows=s.batch_size, seq_len=s.seq_len))
+        for s, end in zip(spans, ends, strict=True)
+    ]
+
+
+def totals(parts: list[tuple[int, Job]], on: Hardware, mfu: float) -> dict[str, float]:
+    """Tokens, FLOPs and seconds of all steps: at the peak, and at that MFU or as predicted."""
+    from min_llm.plan import step
+    from min_llm.plan.flops import flops_per_token, training_seconds
+
+    found: dict[str, float] = dict.fromkeys(("tokens", "flops", "seconds_at_peak", "seconds"), 0)
+    for steps, job in parts:
+        predicted, flops = step.predict(job, on), flops_per_token(job.model, job.seq_len)
+        tokens, peak = steps * job.tokens, predicted.peak * predicted.devices
+        found["tokens"] += tokens
+        found["flops"] += tokens * flops.training
+        found["seconds_at_peak"] += training_seconds(tokens, flops, peak)
+        found["seconds"] += training_seconds(tokens, flops, peak, mfu) if mfu else steps * predicted.seconds
+    return found
 
 
 def compile_step(job: Job, run: RunConfig, chip: str, count: int) -> Compiled:
@@ -102,26 +164,22 @@ def compile_step(job: Job, run: RunConfig, chip: str, count: int) -> Compiled:
     return compile_for(job, run, chip, count)
 
 
-def facts_of(job: Job, on: Hardware, steps: int, mfu: float) -> dict[str, Any]:
+def facts_of(job: Job, on: Hardware, parts: list[tuple[int, Job]], mfu: float) -> dict[str, Any]:
     """Everything that is printed, as plain data; bytes and seconds."""
     from min_llm.plan import communication, mesh_memory, step
-    from min_llm.plan.flops import flops_per_token, training_seconds
+    from min_llm.plan.flops import flops_per_token
 
     need, predicted = mesh_memory.training(job), step.predict(job, on)
     flops = flops_per_token(job.model, job.seq_len)
-    tokens, peak = steps * job.tokens, predicted.peak * predicted.devices
     return {
         "hardware": dataclasses.asdict(on),
         "mesh": job.mesh.shape,
         "runtime": dataclasses.asdict(job.runtime),
-        "tokens": tokens,
+        **totals(parts, on, mfu),
         "flops_per_token": dataclasses.asdict(flops),
-        "flops": tokens * flops.training,
         "bytes": dataclasses.asdict(need) | {"total": need.total},
         "transfers": [dataclasses.asdict(t) | {"sent": t.sent} for t in communication.transfers(job)],
         "step": step_facts(predicted),
-        "seconds_at_peak": training_seconds(tokens, flops, peak),
-        "seconds": training_seconds(tokens, flops, peak, mfu) if mfu else steps * predicted.seconds,
         "mfu": mfu or predicted.mfu,
     }
 
@@ -149,25 +207,23 @@ def step_facts(predicted: Step) -> dict[str, Any]:
     return dataclasses.asdict(predicted) | {name: getattr(predicted, name) for name in names}
 
 
-def print_plan(job: Job, on: Hardware, steps: int, mfu: float, note: str) -> None:
+def print_plan(job: Job, on: Hardware, parts: list[tuple[int, Job]], mfu: float, note: str) -> None:
     from min_llm.parallel.mesh import words
     from min_llm.plan import communication, mesh_memory, step
-    from min_llm.plan.flops import flops_per_token, training_seconds
+    from min_llm.plan.flops import flops_per_token
 
     need, predicted = mesh_memory.training(job), step.predict(job, on)
     flops, n = flops_per_token(job.model, job.seq_len), job.mesh.size
-    tokens = steps * job.tokens
-    say(f"{steps:,} steps of {job.rows} x {job.seq_len} tokens on {words(job.mesh)}: {tokens:,} tokens, "
-        f"{quantity(tokens * flops.training)}FLOPs ({flops.formula}, N = {flops.n:,})", note)  # fmt: skip
+    work = totals(parts, on, mfu)
+    sizes = ", then ".join(f"{steps:,} steps of {part.rows} x {part.seq_len}" for steps, part in parts)
+    say(f"{sizes} tokens on {words(job.mesh)}: {work['tokens']:,} tokens, "
+        f"{quantity(work['flops'])}FLOPs ({flops.formula}, N = {flops.n:,})", note)  # fmt: skip
     print_memory(need, on.among(n), job)
     print_traffic(communication.transfers(job))
     print_step(predicted, job, on)
-    peak = predicted.peak * n
-    at_peak = duration(training_seconds(tokens, flops, peak))
-    total = training_seconds(tokens, flops, peak, mfu) if mfu else steps * predicted.seconds
     how = f"at an assumed MFU of {mfu:.0%} (--mfu)" if mfu else "as predicted"
-    say(f"All steps: {duration(total)} {how}; {at_peak} at the {job.runtime.dtype} peak of "
-        f"{quantity(peak)}FLOP/s of {n} x {on.name}.")  # fmt: skip
+    say(f"All steps: {duration(work['seconds'])} {how}; {duration(work['seconds_at_peak'])} at the "
+        f"{job.runtime.dtype} peak of {quantity(predicted.peak * n)}FLOP/s of {n} x {on.name}.")  # fmt: skip
 
 
 def print_memory(need: TrainingMemory, one: Hardware, job: Job) -> None:

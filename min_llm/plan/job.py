@@ -25,6 +25,7 @@ class Job:
     runtime: Runtime
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     micro_batches: int = 1
+    optimizer: str = "adamw"
 
     @property
     def spec(self) -> Any:

@@ -21,6 +21,7 @@ float32 copies that XLA makes where a processor has no bf16 products.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from min_llm import models, platform
@@ -29,9 +30,18 @@ from min_llm.nn.runtime import Runtime
 from min_llm.spec import Param, count, leaves
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0, "int8": 1.0, "int4": 0.5}
-ADAMW_MOMENTS = 2  # float32 each
 WORKSPACE = {"none": 1.25, "selective": 1.25, "full": 1.55, "offload": 1.55}  # in layers, measured on CPU
 MIXTURE_WORKSPACE = 2.2  # the same of a mixture of experts, with every remat
+
+
+def optimizer_bytes(p: Param, optimizer: str = "adamw") -> float:
+    """Bytes of state that an optimizer (`train.optim`) keeps for a parameter, all float32. Counters are not counted."""
+    if optimizer == "adafactor" and p.role not in ("norm", "bias"):
+        values = sum(p.size / math.prod(p.shape[i] for i in side) for side in p.sides)
+    else:
+        one = optimizer in ("lion", "adafactor") or (optimizer == "muon" and p.role == "matrix")
+        values = p.size if one else 2 * p.size
+    return values * BYTES["float32"]
 
 
 def bytes_of(values: float, dtype: str) -> float:
@@ -48,7 +58,7 @@ def kv_bytes_per_token(cfg: models.ModelConfig, dtype: str = "bfloat16") -> floa
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes on one device at the peak of a training step. Parameters, gradients and moments are float32."""
+    """Bytes on one device at the peak of a training step. Parameters, gradients and optimizer state are float32."""
 
     parameters: float
     gradients: float
@@ -67,7 +77,12 @@ class TrainingMemory:
 
 
 def training(
-    cfg: models.ModelConfig, rows: int, seq_len: int, runtime: Runtime, micro_batches: int = 1
+    cfg: models.ModelConfig,
+    rows: int,
+    seq_len: int,
+    runtime: Runtime,
+    micro_batches: int = 1,
+    optimizer: str = "adamw",
 ) -> TrainingMemory:
     """The memory of a step over `rows` rows of `seq_len` tokens, cut into micro-batches."""
     from min_llm.kernels import cpu
@@ -93,7 +108,7 @@ def training(
     return TrainingMemory(
         parameters=parameters,
         gradients=gradients,
-        optimizer=ADAMW_MOMENTS * parameters,
+        optimizer=sum(optimizer_bytes(p, optimizer) for _, p in leaves(spec)),
         activations=activations,
         workspace=max(backward, loss) - parameters,
         logits=logits * per_logit,

@@ -51,7 +51,9 @@ def training(job: Job) -> TrainingMemory:
     """The memory of a step on the job's mesh; on one CPU what `memory.training` says, which knows our kernels."""
     on_cpu = platform.backend() == "cpu"
     if job.mesh.size == 1 and on_cpu:
-        return memory.training(job.model, job.rows, job.seq_len, job.runtime, job.micro_batches)
+        return memory.training(
+            job.model, job.rows, job.seq_len, job.runtime, job.micro_batches, job.optimizer
+        )
     scan, cut_in_parts = job.runtime.scan, job.micro_batches > 1
     parameters = F32 * sum(job.local(p) for _, p in leaves(job.spec))
     stack = F32 * sum(job.local(p) for name, p in leaves(job.spec) if name.startswith("layers."))
@@ -86,7 +88,9 @@ def training(job: Job) -> TrainingMemory:
     return TrainingMemory(
         parameters=parameters,
         gradients=gradients,
-        optimizer=memory.ADAMW_MOMENTS * parameters,
+        optimizer=sum(
+            job.local(p) / p.size * memory.optimizer_bytes(p, job.optimizer) for _, p in leaves(job.spec)
+        ),
         activations=activations,
         gathered=gathered,
         workspace=workspace + GAPS * (gradients + activations + gathered + workspace),

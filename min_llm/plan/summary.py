@@ -48,6 +48,6 @@ def summary(cfg: models.ModelConfig, seq_len: int) -> dict[str, Any]:
         "training_state_bytes": {
             "parameters": memory.bytes_of(total, "float32"),
             "gradients": memory.bytes_of(total, "float32"),
-            "optimizer": memory.ADAMW_MOMENTS * memory.bytes_of(total, "float32"),
+            "optimizer": sum(memory.optimizer_bytes(p) for _, p in leaves(spec)),
         },
     }

@@ -22,10 +22,10 @@ LARGEST = 1.0  # root mean square of an update
 
 
 class Factored(NamedTuple):
-    """count: steps taken. second: for each parameter the means of the squares over its outputs and over its inputs, in
+    """step: steps taken. second: for each parameter the means of the squares over its outputs and over its inputs, in
     shapes that broadcast; for a vector the means themselves, alone."""
 
-    count: jax.Array
+    step: jax.Array
     second: Any
 
 
@@ -34,10 +34,12 @@ def scale_by_factored(spec: Any) -> optax.GradientTransformation:
     arXiv 1804.04235, algorithm 4 without momentum and without the step size relative to the parameter)."""
 
     def init(params: Any) -> Factored:
-        return Factored(jnp.zeros((), jnp.int32), map_spec(_means, spec, jax.tree.map(jnp.zeros_like, params)))
+        return Factored(
+            jnp.zeros((), jnp.int32), map_spec(_means, spec, jax.tree.map(jnp.zeros_like, params))
+        )
 
     def update(grads: Any, state: Factored, params: Any = None) -> tuple[Any, Factored]:
-        t = state.count + 1
+        t = state.step + 1
         kept = 1 - t.astype(jnp.float32) ** -DECAY
         second = map_spec(
             lambda p, g, old: tuple(

@@ -34,7 +34,8 @@ class OptimConfig:
     eps: float = option(1e-8, "AdamW epsilon")
     weight_decay: float = option(0.1, "decoupled weight decay")
     decay_with_lr: bool = option(
-        True, "a step takes weight_decay x its learning rate off a weight; false: weight_decay, whatever the rate"
+        True,
+        "a step takes weight_decay x its learning rate off a weight; false: weight_decay, whatever the rate",
     )
     decay_roles: tuple[Role, ...] = option(
         ("matrix", "embedding", "head"), "parameter roles that are decayed"
@@ -44,11 +45,11 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """The batches of the beginning of a run (train.ramp)."""
+    """Batches of batch_size rows of seq_len tokens, until so many tokens were seen (`train.ramp`)."""
 
-    until_tokens: int = option(0, "tokens seen when the phase ends")
-    batch_size: int = option(0, "rows of a step's batch")
-    seq_len: int = option(0, "tokens of a row")
+    until_tokens: int
+    batch_size: int
+    seq_len: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from min_llm.config import UserError
+from min_llm.nn import axes
 from min_llm.spec import leaves, map_spec
 from min_llm.train.adafactor import scale_by_factored
 from min_llm.train.config import OptimConfig
@@ -71,11 +73,24 @@ def muon(cfg: OptimConfig, spec: Any) -> optax.GradientTransformation:
     def to_rms(updates: Any, params: Any = None) -> Any:
         """The root mean square of a matrix with orthonormal rows or columns is 1 / sqrt(longer side)."""
         return map_spec(
-            lambda p, u: MUON_RMS * math.sqrt(max(math.prod(p.shape[i] for i in side) for side in p.sides)) * u,
+            lambda p, u: (
+                MUON_RMS * math.sqrt(max(math.prod(p.shape[i] for i in side) for side in p.sides)) * u
+            ),
             some,
             updates,
         )
 
-    return optax.chain(
-        scale_by_muon(beta=cfg.momentum, weight_dimension_numbers=numbers), optax.stateless(to_rms)
-    )
+    ours = scale_by_muon(beta=cfg.momentum, weight_dimension_numbers=numbers)
+    return optax.chain(_laid_out_by_xla(ours), optax.stateless(to_rms))
+
+
+def _laid_out_by_xla(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """On a mesh the products of Newton-Schulz lie as XLA chooses; what comes out lies as what went in."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if not axes.on_mesh():
+            return inner.update(grads, state)
+        out = jax.tree.map(axes.partition, (grads, state))
+        return jax.sharding.auto_axes(inner.update, out_sharding=out)(grads, state)
+
+    return optax.GradientTransformation(inner.init, update)

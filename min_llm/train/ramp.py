@@ -3,7 +3,9 @@
 The paper's run is 4M tokens a step in rows of 4,096, from 252M tokens on 8M in rows of 8,192, from 2.87T on 16M:
 
     train:
-      ramp: [{until_tokens: 252e6, batch_size: 1024, seq_len: 4096}, {until_tokens: 2.87e12, batch_size: 1024, seq_len: 8192}]
+      ramp:
+        - {until_tokens: 252e6, batch_size: 1024, seq_len: 4096}
+        - {until_tokens: 2.87e12, batch_size: 1024, seq_len: 8192}
       batch_size: 2048
       seq_len: 8192
 
@@ -65,7 +67,11 @@ class Ramp:
                         "listed in order, each until more tokens than the one before."
                     )
                 steps = -(-(until - token) // (batch_size * seq_len))
-                step, token, row = step + steps, token + steps * batch_size * seq_len, row + steps * batch_size
+                step, token, row = (
+                    step + steps,
+                    token + steps * batch_size * seq_len,
+                    row + steps * batch_size,
+                )
             length = seq_len
         return cls(tuple(spans))
 

@@ -3,8 +3,8 @@
 `learning_rate` is the one formula; it takes NumPy arrays (to plot) and JAX ones (under jit). A step's place is counted
 in steps, or in tokens (`optim.over`), which is what a run whose batch grows needs. The first update has the rate
 lr / (warmup + 1), not 0, which would waste it. Each schedule warms up linearly and ends at `min_lr` times the peak:
-cosine (Llama 3 section 3.4.1, L3-4.1), linear (with min_lr=0 the paper's annealing, section 3.4.3), wsd (warmup, stable,
-decay: Hu et al. 2024), constant.
+cosine (Llama 3 section 3.4.1, L3-4.1), linear (with min_lr=0 the paper's annealing, section 3.4.3), wsd (warmup,
+stable, decay: Hu et al. 2024), constant.
 """
 
 from __future__ import annotations

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from min_llm.train.config import OptimConfig
-from min_llm.train.schedules import schedule
+from min_llm.nn.initial import init
+from min_llm.spec import Param
+from min_llm.train.config import OptimConfig, Phase, TrainConfig
+from min_llm.train.optim import optimizer
+from min_llm.train.ramp import Ramp
+from min_llm.train.schedules import planned, schedule, weight_decay
 
 SHAPES = ("cosine", "linear", "wsd", "constant")
 
@@ -56,3 +60,53 @@ def test_the_same_under_jit():
     rate = schedule(OptimConfig(warmup=7), 90)
     for step in (0, 6, 7, 50, 89):
         assert float(jax.jit(rate)(jnp.int32(step))) == pytest.approx(float(rate(step)), rel=1e-6)
+
+
+def test_over_tokens_a_step_has_the_rate_of_the_tokens_it_ends_with():
+    """Warmup over 40 tokens of steps of 10 then 20; then linear to zero at the last token."""
+    cfg = OptimConfig(lr=1.0, schedule="linear", over="tokens", warmup=40, min_lr=0.0)
+    ramp = Ramp.of(TrainConfig(ramp=(Phase(20, 1, 10),), batch_size=1, seq_len=20))
+    rates = [float(schedule(cfg, 10, ramp)(k)) for k in range(11)]
+    assert ramp.tokens(10) == 180
+    expected = [10 / 50, 20 / 50, 40 / 60] + [1 - (20 * k - 20 - 40) / 140 for k in range(3, 11)]
+    assert rates == pytest.approx(expected, rel=1e-5) and rates[10] == 0.0
+
+
+def test_steps_of_equal_size_make_tokens_and_steps_the_same_schedule():
+    train = TrainConfig(batch_size=4, seq_len=8)
+    for shape in SHAPES:
+        over_steps = schedule(OptimConfig(schedule=shape, warmup=10), 100)
+        over_tokens = schedule(OptimConfig(schedule=shape, warmup=320, over="tokens"), 100, Ramp.of(train))
+        for step in (0, 5, 10, 50, 99):  # step k is (k + 1) / (warmup + 1) of the way, in either unit
+            assert float(over_tokens(step)) == pytest.approx(float(over_steps(step)), rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weight_decay_is_a_tenth_of_the_rate_at_every_step(tied):
+    """Section 3.2.1: 0.1 times the learning rate at that step; or, untied, a constant share."""
+    cfg = OptimConfig(lr=2e-2, warmup=4, weight_decay=0.1, decay_with_lr=tied, clip=0.0)
+    spec = {"w": Param((3, 4), ("embed", "hidden"), 0.5, "matrix")}
+    ours, rate, params = optimizer(cfg, spec, 12), schedule(cfg, 12), init(spec, jax.random.key(0))
+    state, still = ours.init(params), jax.tree.map(jnp.zeros_like, params)
+    for step in range(12):
+        change, state = ours.update(still, state, params)  # without a gradient only the decay is left
+        share = 0.1 * float(rate(step)) if tied else 0.1
+        np.testing.assert_allclose(change["w"], -share * params["w"], rtol=1e-5)
+        assert float(weight_decay(cfg, rate(step))) == pytest.approx(share, rel=1e-6)
+
+
+def test_what_is_planned_is_what_training_does():
+    """The plotted columns (NumPy) against the schedule under jit and the ramp, with each phase's ends among them."""
+    train = TrainConfig(ramp=(Phase(500, 2, 16), Phase(2_000, 4, 16)), batch_size=8, seq_len=32, steps=5_000)
+    for over in ("steps", "tokens"):
+        cfg, ramp = OptimConfig(warmup=100, over=over), Ramp.of(train)
+        found = planned(cfg, train, points=50)
+        rate = jax.jit(schedule(cfg, train.steps, ramp))
+        steps = found["step"].astype(int)
+        assert {0, 15, 16, 4_999} <= set(steps) and len(steps) <= 60 and (np.diff(steps) > 0).all()
+        for i, step in enumerate(steps):
+            assert found["lr"][i] == pytest.approx(float(rate(step)), rel=1e-4)
+            assert found["tokens"][i] == ramp.tokens(step)
+            assert found["batch_tokens"][i] == ramp.at(step).tokens_per_step
+            assert found["seq_len"][i] == ramp.at(step).seq_len
+        np.testing.assert_allclose(found["weight_decay"], 0.1 * found["lr"])
