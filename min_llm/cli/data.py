@@ -124,12 +124,12 @@ def mix(
     """What a run's data.mix takes from each source in each phase: shares and epochs. Prepares the data first."""
     from min_llm.cli.models import load_run_config
     from min_llm.data.prepare import prepare_corpus
-    from min_llm.train.pretrain import mixed
+    from min_llm.train.stream import Stream
 
     run, _ = load_run_config(settings, 0)
     if not run.data.mix:
         raise UserError("The configuration has no data.mix; it trains on data.source alone.")
-    for line in mixed(run, prepare_corpus(run.data)).plan(run.train.steps * run.train.batch_size):
+    for line in Stream(run, prepare_corpus(run.data)).plan():
         print(line)
 
 

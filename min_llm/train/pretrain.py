@@ -11,9 +11,7 @@ from jax.sharding import Mesh
 
 from min_llm import models
 from min_llm.config import UserError
-from min_llm.data.loader import batch as make_batch
 from min_llm.data.loader import validation_batches
-from min_llm.data.mixture import Mixture
 from min_llm.data.prepare import Corpus, prepare_corpus
 from min_llm.models import ModelConfig
 from min_llm.nn.batch import Batch
@@ -26,6 +24,7 @@ from min_llm.train.config import RunConfig, check
 from min_llm.train.evaluate import Evaluator, bits_per_byte
 from min_llm.train.ramp import Ramp
 from min_llm.train.step import LossSum, language_model_loss
+from min_llm.train.stream import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +61,7 @@ def pretraining(
         processes.barrier()
     cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
     spec = models.spec(cfg.model)
-    ramp = Ramp.of(cfg.train)
-    for span in ramp.spans:
+    for span in Ramp.of(cfg.train).spans:
         rows = span.batch_size // cfg.train.micro_batches
         meshes.check(cfg.parallel.mesh, cfg.model, spec, rows, span.seq_len)
     runtime = keep(resolve(cfg.runtime, getattr(cfg.model, "n_layers", 1)), cfg.runtime, begun_with or {})
@@ -71,55 +69,26 @@ def pretraining(
     place = meshes.placement(cfg.parallel.mesh, mesh)
     evaluator = Evaluator(cfg.model, runtime)
 
-    mixtures = {s.seq_len: mixed(cfg, data, s.seq_len) for s in ramp.spans} if cfg.data.mix else {}
-    if mixtures:
-        end = ramp.at(cfg.train.steps)
-        for line in mixtures[end.seq_len].plan(end.row(cfg.train.steps)):
-            reporter().info(f"mix: {line}")
-
-    def batch(step: int) -> Batch:
-        span = ramp.at(step)
-        rows, row = span.batch_size, span.row(step)
-        if mixtures:
-            return place(mixtures[span.seq_len].batch(step, rows, place=row))
-        (text,) = data.parts.values()
-        made = make_batch(
-            text.train, seed=cfg.seed, step=step, rows=rows, seq_len=span.seq_len, order=cfg.train.order, place=row
-        )
-        return place(made)
+    stream = Stream(cfg, data)
+    for line in stream.plan():
+        reporter().info(f"mix: {line}")
 
     def validate(params: Any, tokens: int = cfg.train.eval_tokens) -> dict[str, float]:
         rows, length = cfg.train.batch_size, cfg.train.seq_len
         return score(lambda p, parts: evaluator(p, map(place, parts)), params, data, rows, length, tokens)
-
-    def account(steps: int) -> dict[str, float]:
-        """In rows of the present length: where a ramp began with shorter ones, as if those had been as long."""
-        span = ramp.at(max(steps - 1, 0))
-        return mixtures[span.seq_len].account(span.row(steps))
 
     task = Task(
         cfg.model,
         spec,
         runtime,
         language_model_loss(cfg.model, runtime),
-        batch,
+        lambda step: place(stream.batch(step)),
         validate,
         (lambda params: validate(params, 0)) if cfg.train.eval_tokens else None,
-        account if mixtures else None,
+        stream.account if cfg.data.mix else None,
         lambda: begin.weights(cfg, spec),
     )
     return cfg, task, data
-
-
-def mixed(cfg: RunConfig, data: Corpus, seq_len: int) -> Mixture:
-    """The batches of a mix, in rows of one length."""
-    t = cfg.train
-    if t.order != "shuffled":
-        raise UserError(
-            f"'train.order' is {t.order!r}, but a mix counts epochs. Remove it, or train on one data.source."
-        )
-    files = {name: part.train for name, part in data.parts.items()}
-    return Mixture(files, cfg.data.mix, seed=cfg.seed, seq_len=seq_len)
 
 
 def keep(runtime: Runtime, given: RuntimeConfig, began: Mapping[str, Any]) -> Runtime:

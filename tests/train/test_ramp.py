@@ -1,5 +1,7 @@
 """Batches and rows that grow with the tokens seen."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,9 @@ from hypothesis import strategies as st
 
 from min_llm.config import UserError
 from min_llm.train.config import Phase, TrainConfig, check
-from min_llm.train.loop import Hook
 from min_llm.train.pretrain import pretraining
 from min_llm.train.ramp import Ramp
-from tests.train.runs import comparable, configuration, differences, train_model
+from tests.train.runs import comparable, configuration, differences, text, toy, train
 from tests.train.test_resume import signal_at
 
 LLAMA_3 = TrainConfig(
@@ -65,18 +66,23 @@ def test_places_are_the_same_under_jit_and_exact_enough_for_trillions():
         assert float(at) == pytest.approx(ramp.tokens(step), rel=2e-7)
 
 
-def test_the_stream_goes_on_over_a_boundary(tmp_path):
-    """Rows of equal length are dealt once each, whatever the batches."""
-    cfg = configuration(tmp_path, **{"train.ramp": RAMP, "train.seq_len": 8, "train.batch_size": 8})
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_stream_goes_on_over_a_boundary(tmp_path, mixed):
+    """Rows of equal length are dealt once each, whatever the batches; of a mix its account goes on, too."""
+    given = {"data.source": "", "data.mix": [{"weights": {str(text(tmp_path)): 1.0}}]} if mixed else {}
+    cfg = configuration(tmp_path, **{"train.ramp": RAMP, "train.seq_len": 8, "train.batch_size": 8}, **given)
     _, task, data = pretraining(cfg)
     rows = [row.tobytes() for k in range(14) for row in np.asarray(task.batch(k).tokens)]
-    (text,) = data.parts.values()
-    n = text.train.n_targets // 8
+    (part,) = data.parts.values()
+    n = part.train.n_targets // 8
     assert len(rows) == 7 * 2 + 3 * 4 + 4 * 8
-    steady = configuration(tmp_path, **{"train.seq_len": 8, "train.batch_size": len(rows)})
+    steady = configuration(tmp_path, **{"train.seq_len": 8, "train.batch_size": len(rows)}, **given)
     assert n > len(rows)
     expected = pretraining(steady)[1].batch(0)
     assert rows == [row.tobytes() for row in np.asarray(expected.tokens)]
+    if mixed:
+        (tokens,) = [v for k, v in task.account(14).items() if k.startswith("tokens/")]
+        assert tokens == Ramp.of(cfg.train).tokens(14) == 8 * len(rows)
 
 
 def test_a_resumed_run_is_the_same_run_over_a_boundary(tmp_path):
@@ -86,15 +92,12 @@ def test_a_resumed_run_is_the_same_run_over_a_boundary(tmp_path):
         "optim.over": "tokens", "optim.warmup": 150,
     }  # fmt: skip
     whole, stopped = (configuration(tmp_path, name, **changes) for name in ("whole", "stopped"))
-    shapes = []
-
-    def look(done, params):
-        shapes.append(done)
-
-    train_model(whole, [Hook("look", 5, look)])
+    batch = pretraining(whole)[1].batch  # the real data, under a model that compiles quickly
+    task = dataclasses.replace(toy(whole), batch=batch)
+    train(whole, task=task)
     for at in (3, 9):
-        assert not train_model(stopped, [signal_at(at)]).finished
-    assert train_model(stopped).finished
+        assert not train(stopped, [signal_at(at)], task).finished
+    assert train(stopped, task=task).finished
     assert differences(tmp_path / "runs/stopped", tmp_path / "runs/whole") == []
     rows = [r for r in comparable(tmp_path / "runs/whole") if r["kind"] == "train"]
     ramp = Ramp.of(whole.train)
