@@ -45,8 +45,8 @@ class Stream:
         )  # fmt: skip
 
     def account(self, steps: int) -> dict[str, float]:
-        """What each source of the mix has given after so many steps (`Mixture.account`); where rows were shorter, what it
-        would have given in rows of the present length."""
+        """What each source of the mix has given after so many steps (`Mixture.account`); where rows were shorter, what
+        it would have given in rows of the present length."""
         span = self.ramp.at(max(steps - 1, 0))
         return self.mixtures[span.seq_len].account(span.row(steps))
 
