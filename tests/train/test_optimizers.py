@@ -13,9 +13,12 @@ from min_llm.config import build
 from min_llm.nn.initial import init
 from min_llm.plan.memory import optimizer_bytes
 from min_llm.reference import optimizers as oracle
-from min_llm.spec import Param, count, leaves
+from min_llm.spec import Param, count, leaves, shapes
+from min_llm.train.checkpoints import Checkpoints, describe
 from min_llm.train.config import OptimConfig, RunConfig
+from min_llm.train.monitor import Watch
 from min_llm.train.optim import direction, optimizer
+from min_llm.train.step import State, init_state
 
 # Two layers with their heads apart, three experts, a table, a norm: all that a model's tree has.
 SPEC = {
@@ -97,6 +100,20 @@ def test_state_takes_the_bytes_that_the_planner_counts(family, name):
     adamw = 8 * count(spec)
     least = {"adamw": 1, "muon": 0.9, "lion": 0.5, "adafactor": 0.15}[name]
     assert held <= least * adamw
+
+
+@pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])
+def test_the_state_comes_back_from_a_checkpoint(tmp_path, name):
+    ours, params = optimizer(OptimConfig(name=name), SPEC, 10), init(SPEC, jax.random.key(0))
+    _, state = jax.jit(ours.update)(params, ours.init(params), params)
+    before = State(jnp.int32(1), params, state, Watch.start())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, before, {"parameters": describe(SPEC)})
+    checkpoints.wait()
+    target = jax.eval_shape(lambda p: init_state(p, ours, watched=True), shapes(SPEC))
+    after, _ = checkpoints.restore(1, target, SPEC)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
 
 
 @pytest.mark.devices
