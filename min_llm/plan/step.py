@@ -38,8 +38,8 @@ ROTATION = 4  # of the widths of queries and keys
 CHOICES = 11  # of D, a choice of a mixture: sorted and unsorted, weighed and added up, both ways
 UNITS = 8  # of F: gate, up and product; the product's gradient, gate and up, and their gradients
 SCORES = 8  # of each score that exists: written and read twice, both ways
-# Of each parameter, float32: gradient (twice, with its norm), parameter and both moments of AdamW, read and written. Other
-# optimizers are taken to need as long; the products of Muon are not counted.
+# Of each parameter, float32: gradient (twice, with its norm), parameter and both moments of AdamW, read and written.
+# Other optimizers are taken to need as long; the products of Muon are not counted.
 OPTIMIZER = 8
 
 
