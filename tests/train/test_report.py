@@ -400,7 +400,9 @@ def test_defaults_are_pale_and_changes_are_not(tmp_path):
     text = render(finished(tmp_path / "run"))
     lines = {
         m[3].split(":")[0].strip(): bool(m[1])
-        for m in re.finditer(r'<span( class="same")?( title="[^"]*")?>([^<]*:[^<]*)</span>', text)
+        for m in reversed(  # of equal keys (name, optim.name) the first
+            list(re.finditer(r'<span( class="same")?( title="[^"]*")?>([^<]*:[^<]*)</span>', text))
+        )
     }
     assert lines["batch_size"] and lines["schedule"] and lines["n_layers"]
     assert not lines["lr"] and not lines["steps"] and not lines["tie_embeddings"] and not lines["name"]
