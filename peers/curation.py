@@ -70,8 +70,9 @@ def _minhash() -> Callable[[str], bool]:
 
 
 def _extract() -> Callable[[str], bool]:
-    """Without the process that datatrove guards each call with, which would cost time."""
-    step = Trafilatura()
+    """Without the process that datatrove guards each call with, which would cost time, and without memory of the texts
+    of earlier rounds."""
+    step = Trafilatura(deduplicate=False)
     return lambda text: bool(step.extract(text))
 
 

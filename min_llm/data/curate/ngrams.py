@@ -20,7 +20,7 @@ from min_llm.data.curate import words as words_lib
 
 BASE = np.uint32(0x9E3779B1)
 MIX = ((np.uint32(16), np.uint32(0x85EBCA6B)), (np.uint32(13), np.uint32(0xC2B2AE35)))
-BATCH = 256  # texts whose n-grams are counted together
+BATCH = 256  # texts whose n-grams are counted together: their number and a bin fit in 32 bits
 ALPHABET = 1 << 31  # added to characters, of which none is so large
 
 Bins = tuple[
@@ -64,14 +64,17 @@ class NGrams:
         return (bins, np.concatenate([[0], np.cumsum(sizes)])), shares
 
     def _shares(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """bins, how many of them each text has, shares."""
         keys, total = [], np.zeros(len(texts), np.int64)
         for bins, offsets in self.each(texts):
-            keys.append((np.repeat(np.arange(len(texts)), np.diff(offsets)) << 32) | bins)
+            of_text = np.repeat(np.arange(len(texts), dtype=np.uint32), np.diff(offsets))
+            keys.append((of_text << np.uint32(self.bits)) | bins.view(np.uint32))
             total += np.diff(offsets)
         found, times = np.unique(np.concatenate(keys), return_counts=True)
-        of_text = found >> 32
+        of_text = found >> np.uint32(self.bits)
         shares = (times / total[of_text]).astype(np.float32)
-        return (found & 0xFFFFFFFF).astype(np.int32), np.bincount(of_text, minlength=len(texts)), shares
+        bins = (found & np.uint32((1 << self.bits) - 1)).view(np.int32)
+        return bins, np.bincount(of_text, minlength=len(texts)), shares
 
     def _bins(self, units: UInt32[np.ndarray, " units"], offsets: np.ndarray, n: int, salt: int) -> Bins:
         """The n-grams of one order. `salt` keeps orders and alphabets apart."""

@@ -123,9 +123,9 @@ def fit(cfg: ClassifierConfig, labels: tuple[str, ...], texts: list[Text]) -> Li
         for number in range(steps):
             rows = order[number * cfg.batch : (number + 1) * cfg.batch]
             rate = cfg.rate * (1 - (epoch * steps + number) / (cfg.epochs * steps))
-            weights, loss = step(weights, *_padded(*grams, targets, rows, cfg.batch), jnp.float32(rate))
+            weights, loss = step(weights, *_padded(*grams, targets, rows, cfg.batch), np.float32(rate))
             losses.append(loss)
-        reporter().info(f"epoch {epoch + 1}: {float(sum(losses)) / len(texts):.4f} nats a text")
+        reporter().info(f"epoch {epoch + 1}: {sum(map(float, losses)) / len(texts):.4f} nats a text")
     embed, out = weights
     return Linear(labels, cfg.ngrams, np.asarray(embed @ out), {"name": cfg.name})
 
@@ -136,11 +136,17 @@ def _padded(
     """What `step` takes of these texts, as long as the next power of two: few shapes to compile."""
     bins, offsets = grams
     sizes = offsets[rows + 1] - offsets[rows]
-    places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
-    padding = (0, (1 << max(len(places) - 1, 1).bit_length()) - len(places))
-    texts = np.repeat(np.arange(len(rows), dtype=np.int32), sizes)
-    wanted = np.pad(targets[rows].astype(np.int32), (0, batch - len(rows)), constant_values=-1)
-    return np.pad(bins[places], padding), np.pad(shares[places], padding), np.pad(texts, padding), wanted
+    ends = np.cumsum(sizes)
+    places = np.arange(ends[-1]) + np.repeat(offsets[rows] - (ends - sizes), sizes)
+    padded = np.zeros((3, 1 << max(int(ends[-1]) - 1, 1).bit_length()), np.int32)
+    padded[:, : ends[-1]] = (
+        bins[places],
+        shares[places].view(np.int32),
+        np.repeat(np.arange(len(rows)), sizes),
+    )
+    wanted = np.full(batch, -1, np.int32)
+    wanted[: len(rows)] = targets[rows]
+    return padded[0], padded[1].view(np.float32), padded[2], wanted
 
 
 def scores(model: Linear, texts: list[Text]) -> dict[str, Any]:
