@@ -2,9 +2,9 @@
 
 Of each budget the models of all sizes are trained for as long as it lasts, D = C / (FLOPs per token) tokens. The
 defaults of `OptimConfig` are the paper's recipe: cosine to 0.1 of the peak, and weight decay of 0.1 times the learning
-rate of the step (decoupled decay is multiplied by the schedule). Its peaks of 2e-4 to 4e-4 depend on the size (`lrs`),
-its batches of 250K to 4M tokens on the budget (`batch_sizes`). Its 2000 steps of warmup would be all of a small run, so
-warmup is a share of the steps here.
+rate of the step (`decay_with_lr`). Its peaks of 2e-4 to 4e-4 depend on the size (`lrs`), its batches of 250K to 4M
+tokens on the budget (`batch_sizes`). Its 2000 steps of warmup would be all of a small run, so warmup is a share of the
+steps here.
 """
 
 from __future__ import annotations
@@ -121,6 +121,11 @@ def _cell(cfg: ScalingConfig, b: int, s: int, vocab_size: int) -> Cell:
     model = dict(cfg.run.get("model") or {}) | cfg.sizes[s]
     given = {"name": f"budget{b + 1}-size{s + 1}", "out": str(cfg.folder / "cells"), "model": model}
     run = config_lib.build(RunConfig, {**cfg.run, **given}, "run")
+    if run.train.ramp or run.optim.over != "steps" or run.optim.decay_steps:
+        raise UserError(
+            "The runs of a grid have batches of one size and a schedule that ends with them, but 'run' sets "
+            "train.ramp, optim.over or optim.decay_steps. Remove these."
+        )
     model_cfg = dataclasses.replace(run.model, vocab_size=run.model.vocab_size or vocab_size)
     cost = flops_per_token(model_cfg, run.train.seq_len)
     per_token = 6.0 * cost.n if cfg.flops == "6ND" else cost.of(cfg.flops)

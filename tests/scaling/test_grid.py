@@ -17,6 +17,7 @@ from min_llm.train.schedules import schedule
 from tests.scaling.sweeps import sweep
 
 VOCAB = 17
+RAMP = {"until_tokens": 64, "batch_size": 2, "seq_len": 16}
 
 
 def test_every_cell_spends_its_budget(tmp_path):
@@ -92,6 +93,8 @@ def test_a_plan_is_fixed_and_may_be_moved(tmp_path):
         ({"batch_sizes": [4]}, "'batch_sizes' has 1 values for 2 budgets"),
         ({"warmup": 1.0}, "share of the steps"),
         ({"budgets": [1e6]}, "miss the budget of 1e\\+06 by more than 5%"),
+        ({"run": {"optim": {"over": "tokens"}}}, "a schedule that ends with them"),
+        ({"run": {"train": {"ramp": [RAMP]}}}, "batches of one size"),
         ({"run": {"name": "mine"}}, "'run.name' is given by the sweep"),
         ({"run": {"trian": {}}}, "Unknown configuration key 'run.trian'. Did you mean 'train'"),
         ({"sizes": [{"depth": 3}]}, "Unknown configuration key 'run.model.depth'"),
