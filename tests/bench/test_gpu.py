@@ -22,7 +22,8 @@ def test_smoke_run_compares_with_the_oracle_and_measures_without_writing(tmp_pat
     assert len(worst["bfloat16"]) >= 6 and max(worst["bfloat16"]) < 0.05
     assert sum("reference_difference" in line for line in lines) == 9
     assert sum("tokens_per_second" in line for line in lines) == 5
-    errors = {line[:24].strip(): float(line.split()[-5]) for line in lines if "largest_error" in line}
+    parts = [line.split("largest_error") for line in lines if "largest_error" in line]
+    errors = {case.strip(): float(figure.split()[0]) for case, figure in parts}
     assert len(errors) == 8
     assert all(
         error < (1e-5 if "attention" in case or "int4" in case else 0.1) for case, error in errors.items()
