@@ -125,14 +125,22 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 def _agree(folder: Path, cfg: RunConfig) -> None:
     path = folder / "config.yaml"
-    if path.exists():
-        old, new = (config_lib.flatten(c) for c in (config_lib.read(path), config_lib.dump(cfg)))
-        if changed := differences(old, new):
-            raise UserError(
-                f"{folder} already holds a run with other settings ({'; '.join(changed[:5])}). "
-                f"Give another name=NAME, or remove {folder} to start afresh."
-            )
+    now = config_lib.flatten(config_lib.dump(cfg))
+    if changed := differences(_saved(path), now) if path.exists() else []:
+        raise UserError(
+            f"{folder} already holds a run with other settings ({'; '.join(changed[:5])}). "
+            f"Give another name=NAME, or remove {folder} to start afresh."
+        )
     write_atomic(path, config_lib.to_yaml(cfg))
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """Settings of a run by name, with the defaults of those that did not exist when it began; of a file that names
+    others as it stands."""
+    try:
+        return config_lib.flatten(config_lib.dump(config_lib.load(RunConfig, path)))
+    except UserError:
+        return config_lib.flatten(config_lib.read(path))
 
 
 def numbers(runtime: Runtime) -> dict[str, Any]:
