@@ -102,7 +102,7 @@ def test_impossible_orders_are_refused():
 
 def test_baselines_are_kept_beside_the_data(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(TEXT * 4)
-    prepared = prepare(DataConfig(str(tmp_path / "a.txt"), "bytes", home=str(tmp_path)))
+    prepared = prepare(DataConfig(source=str(tmp_path / "a.txt"), tokenizer="bytes", home=str(tmp_path)))
     found = baselines.baselines(prepared)
     text = TEXT * 4
     at = int(len(text) * 0.9)

@@ -84,7 +84,7 @@ def test_an_engine_that_cannot_go_on_is_not_ready():
 def test_a_command_that_fails_harms_nobody_else(monkeypatch, reported):
     engine = FakeEngine()
     with serving(engine) as running:
-        monkeypatch.setattr(engine, "embed", lambda prompts: 1 / 0)
+        monkeypatch.setattr(engine, "embed", lambda *_, **__: 1 / 0)
         reply = running.post("/v1/embeddings", {"input": "a"})
         assert reply.status_code == 500 and "division" not in reply.text
         assert any("ZeroDivisionError" in line for line in reported)
