@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from bench import curation, data
 
 
@@ -36,5 +34,7 @@ def test_the_corpus_is_shards_of_every_source(tmp_path, monkeypatch):
     files = data.corpus(tmp_path, 0.2)
     rows = [json.loads(line) for file in files for line in open(file, encoding="utf-8")]
     size = sum(len(row["text"].encode()) for row in rows)
-    assert len(files) == data.FILES and size == pytest.approx(200_000, rel=0.5)
+    assert (
+        len(files) == data.FILES and 100_000 < size < 400_000
+    )  # whole documents, of this Python's library too
     assert len({row["id"] for row in rows}) == len(rows)
