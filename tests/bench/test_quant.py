@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bench import quant
 from min_llm.infer.load import Loaded
@@ -13,6 +14,7 @@ from min_llm.tokenizers.byte import Bytes
 from tests.toys import LLAMA, random_weights
 
 
+@pytest.mark.newest
 def test_the_measure_sees_damage_grow_from_floor_to_ceiling():
     cfg = dataclasses.replace(LLAMA, dim=64, hidden_dim=96)
     loaded = Loaded("toy", cfg, jax.tree.map(jnp.asarray, random_weights(cfg)), Runtime("float32"), Bytes())

@@ -39,6 +39,7 @@ def kill_at(monkeypatch, name, step):
     monkeypatch.setattr(metrics.Metrics, "write", dying)
 
 
+@pytest.mark.newest
 def test_killed_in_a_cell_and_between_cells(tmp_path, monkeypatch, trained):
     train, calls = trained
     cells = settle(sweep(tmp_path))

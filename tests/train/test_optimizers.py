@@ -116,6 +116,7 @@ def test_the_state_comes_back_from_a_checkpoint(tmp_path, name):
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
 
 
+@pytest.mark.newest
 @pytest.mark.devices
 def test_on_a_mesh_they_do_the_same(run_python):
     """Parameters cut over fsdp and tp; updates lie like them."""

@@ -85,6 +85,7 @@ def test_the_stream_goes_on_over_a_boundary(tmp_path, mixed):
         assert tokens == Ramp.of(cfg.train).tokens(14) == 8 * len(rows)
 
 
+@pytest.mark.newest
 def test_a_resumed_run_is_the_same_run_over_a_boundary(tmp_path):
     """Stopped in the first phase and after the second; rows of 8, then of 16; a schedule over tokens."""
     changes = {

@@ -181,6 +181,7 @@ def written_run(tmp_path, **size):
     return path, result(pipeline.curate(cfg))
 
 
+@pytest.mark.newest
 def test_five_kills_change_nothing(tmp_path):
     """SIGKILL to the command (not to its workers, which follow it), each time after some more shards."""
     path, expected = written_run(tmp_path, files=8, documents=150)
