@@ -62,7 +62,7 @@ def test_a_program_meets_its_own_blocks_again(run_python):
     kept = figures(run_python(PROGRAM).stdout)
     # at most one block more: JAX 0.10 may take the next before it has freed the last
     assert kept["grown"] < 2**27
-    # 20 times 64 MiB of small pages would be 300,000, of huge ones 640; in a memory in pieces a block may get small ones
+    # 20 times 64 MiB of small pages would be 300,000, of huge ones 640; some may get small ones
     assert kept["faults"] < 40_000
     assert kept["returned"] > 200
 
