@@ -154,6 +154,14 @@ def load(cls: type[Config], path: str | Path | None = None, overrides: Sequence[
     return build(cls, read(path, overrides))
 
 
+def from_words(cls: type[Config], words: Sequence[str]) -> Config:
+    """A `cls` from the words of a command line: at most one YAML file, and `key=value` overrides."""
+    paths = [word for word in words if "=" not in word]
+    if len(paths) > 1:
+        raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
+    return load(cls, paths[0] if paths else None, [word for word in words if "=" in word])
+
+
 def dump(config: Any) -> dict[str, Any]:
     """The complete configuration as plain data; `build(type(config), dump(config)) == config`."""
 

@@ -41,18 +41,14 @@ def classifier(
     help: Annotated[bool, typer.Option("--help", "-h", callback=_help, is_eager=True)] = False,
 ) -> None:
     """Train a classifier of texts for curation: quality, code and maths, language, topic."""
-    from min_llm.config import load
+    from min_llm.config import from_words
 
-    given = settings or []
-    paths = [word for word in given if "=" not in word]
-    if len(paths) > 1:
-        raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
-    if not given:
+    if not settings:
         raise UserError("Give a configuration; `min-llm data classifier --help` shows one.")
 
     from min_llm.data.curate.train_linear import ClassifierConfig, train
 
-    cfg = load(ClassifierConfig, paths[0] if paths else None, [word for word in given if "=" in word])
+    cfg = from_words(ClassifierConfig, settings)
     about = train(cfg).about
     print(f"{cfg.output}: {about['texts']:,} texts, labels from {about['teacher']}")
     for name, title in (("held_out", "held-out documents"), ("tested", "other sources")):

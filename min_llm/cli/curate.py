@@ -51,15 +51,10 @@ def curate(
     help: Annotated[bool, typer.Option("--help", "-h", callback=_help, is_eager=True)] = False,
 ) -> None:
     """Filter and deduplicate text: JSON lines, Parquet, plain text, HTML."""
-    from min_llm.config import load
+    from min_llm.config import from_words
     from min_llm.data.curate import pipeline
     from min_llm.data.curate.settings import CurateConfig
 
-    given = settings or []
-    paths = [word for word in given if "=" not in word]
-    if len(paths) > 1:
-        raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
-    if not given:
+    if not settings:
         raise UserError("Give a configuration; `min-llm data curate --help` shows one.")
-    overrides = [word for word in given if "=" in word]
-    print(pipeline.curate(load(CurateConfig, paths[0] if paths else None, overrides)))
+    print(pipeline.curate(from_words(CurateConfig, settings)))

@@ -45,15 +45,11 @@ def launch(
     from min_llm.train.config import RunConfig, check
     from min_llm.train.environment import commit
 
-    paths = [s for s in settings if "=" not in s]
-    if len(paths) > 1:
-        raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
     if processes < 1:
         raise UserError(f"--processes is {processes}; it must be at least 1.")
     if slurm and kubernetes:
         raise UserError("--slurm and --kubernetes are two ways; give one of them.")
-    overrides = [s for s in settings if "=" in s]
-    cfg = check(config_lib.load(RunConfig, paths[0] if paths else None, overrides))
+    cfg = check(config_lib.from_words(RunConfig, settings))
     each, size = gpus if slurm or kubernetes else devices_per_process, cfg.parallel.mesh.size
     if (each and each * processes != size) or (size % processes and not slurm and not kubernetes):
         raise UserError(

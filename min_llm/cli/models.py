@@ -161,13 +161,9 @@ def load_run_config(settings: list[str], vocab_size: int) -> tuple[RunConfig, st
     import dataclasses
 
     from min_llm import config as config_lib
-    from min_llm.config import UserError
     from min_llm.train.config import RunConfig
 
-    paths = [s for s in settings if "=" not in s]
-    if len(paths) > 1:
-        raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
-    run = config_lib.load(RunConfig, paths[0] if paths else None, [s for s in settings if "=" in s])
+    run = config_lib.from_words(RunConfig, settings)
     kind, _, learned = run.data.tokenizer.partition(":")
     if kind == "bpe" and learned.isdigit() and not vocab_size and not run.model.vocab_size:
         vocab_size = int(learned)

@@ -66,14 +66,9 @@ def train(
     from min_llm.reporting import reporter
     from min_llm.train.config import RunConfig
 
-    given = settings or []
-    paths = [s for s in given if "=" not in s]
-    if len(paths) > 1:
-        raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
-    if not given:
+    if not settings:
         raise UserError("Give a configuration, for example: min-llm train apps/shakespeare/config.yaml")
-    overrides = [s for s in given if "=" in s]
-    cfg = config_lib.load(RunConfig, paths[0] if paths else None, overrides)
+    cfg = config_lib.from_words(RunConfig, settings)
     platform.run_in_turn()
     with processes.joined():
         platform.use_compilation_cache()

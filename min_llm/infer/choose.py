@@ -21,7 +21,6 @@ from min_llm import platform
 from min_llm.infer import filters
 from min_llm.infer.request import Sampling
 from min_llm.kernels import cpu
-from min_llm.nn import axes
 
 GREEDY_BELOW = 1e-5  # temperatures under it: a division by them would leave the range of float32
 COLUMNS = 256  # the vocabulary as a matrix with so many columns; a draw chooses a column, then a row
@@ -131,15 +130,11 @@ def _apart(f: Callable[..., Any]) -> Callable[..., Any]:
 def choose(logits: Float[Array, "r v"], rows: Rows) -> Int[Array, " r"]:
     """Tokens; -1 where a row has nothing to draw: every token is forbidden, or a logit is NaN or plus infinity."""
     uniforms = _uniforms(rows)
-    if _kernels_run():
+    if cpu.takes_over():
         tokens = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
         call = jax.ffi.ffi_call("min_llm_draw", tokens, vmap_method="sequential")
         return call(logits, jnp.asarray(rows.reals), jnp.asarray(rows.words), uniforms)
     return _choose(logits, rows, uniforms)
-
-
-def _kernels_run() -> bool:
-    return cpu.available() and not axes.on_mesh()
 
 
 @_apart
@@ -182,7 +177,7 @@ def tops(logits: Float[Array, "r v"], k: int) -> tuple[Int[Array, "r k"], Float[
 def processed(logits: Float[Array, "r v"], rows: Rows) -> Float[Array, "r v"]:
     """Logits whose softmax is what `choose` draws from: of the tokens that the filters left, at the row's temperature;
     of the best token alone in a greedy row."""
-    if _kernels_run():
+    if cpu.takes_over():
         kept = jax.ShapeDtypeStruct(logits.shape, jnp.float32)
         call = jax.ffi.ffi_call("min_llm_kept", kept, vmap_method="sequential")
         return call(logits, jnp.asarray(rows.reals), jnp.asarray(rows.words))

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from min_llm import models
 from min_llm.kernels import cpu
 from min_llm.models import ModelConfig
-from min_llm.nn import axes
 from min_llm.nn.layers import length
 from min_llm.nn.leaves import Leaf, Whole, is_leaf
 from min_llm.nn.packed import pack
@@ -68,7 +67,7 @@ def _prepared(p: Param, w: Any, runtime: Runtime, release: bool) -> Any:
 
 def _leaf(w: Any, runtime: Runtime) -> Any:
     """Packed where a kernel reads it: of int4 in bfloat16, groups of whole steps."""
-    if not _kernels_run():
+    if not cpu.takes_over():
         return w
     if isinstance(w, DynamicInt8):
         return w.packed()
@@ -78,17 +77,13 @@ def _leaf(w: Any, runtime: Runtime) -> Any:
 
 def _read(w: Any, contracted: int, runtime: Runtime, release: bool, alone: bool = False) -> Any:
     """w [layers, ...] packed, or in the compute dtype; alone: its one layer is all there is."""
-    if _kernels_run():
+    if cpu.takes_over():
         packed = pack(w, runtime.dtype, contracted)
         if release and isinstance(w, jax.Array):
             jax.block_until_ready(packed)
             w.delete()
         return packed
     return (w[0] if alone else w).astype(runtime.dtype)
-
-
-def _kernels_run() -> bool:
-    return cpu.available() and not axes.on_mesh()
 
 
 def _is_sliced(p: Param, w: Any) -> bool:

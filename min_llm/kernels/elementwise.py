@@ -48,7 +48,7 @@ def norm_fits(x: Array) -> bool:
 
 def _fits(x: Array, known: bool) -> bool:
     wanted = known and (x.size >= SMALLEST or _apart.get())
-    return wanted and not jax.sharding.get_abstract_mesh().axis_names and cpu.available()
+    return wanted and cpu.takes_over()
 
 
 def like(x: Array, dtype: Any = None) -> jax.ShapeDtypeStruct:

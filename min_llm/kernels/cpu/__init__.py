@@ -49,6 +49,13 @@ def available() -> bool:
     return unavailable() is None and not platform.elsewhere()
 
 
+def takes_over() -> bool:
+    """Whether the program that is being traced can call them: they run here, and it is not spread over a mesh."""
+    import jax
+
+    return not jax.sharding.get_abstract_mesh().axis_names and available()
+
+
 @functools.cache
 def unavailable() -> str | None:
     """Why the kernels are not used; None when they are."""

@@ -76,8 +76,9 @@ def test_the_most_recent_version_of_a_url_is_kept(tmp_path):
 
 @given(st.text())
 def test_any_url_has_a_key(url):
-    normalised(url)
-    normalised("http://" + url)
+    """One that its spelling with blanks around does not change."""
+    for spelt in (url, "http://" + url):
+        assert normalised(f" {spelt}\n") == normalised(spelt)
 
 
 def test_urls_are_normalised():
