@@ -254,6 +254,8 @@ def test_any_row_is_a_document_that_can_be_written_or_a_reason(row):
             with writer(Path(folder) / "out", "jsonl") as out:
                 out.write([outcome])
             Tally().record("x", [outcome], [Drop("y")])
+        else:
+            assert isinstance(outcome, Drop) and outcome.kind
 
 
 json_values = st.recursive(
