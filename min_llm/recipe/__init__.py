@@ -1,0 +1,1 @@
+"""The stages of a pretraining recipe as chains of ordinary runs: extension of the context, annealing as a probe."""
