@@ -1,7 +1,7 @@
 """What of a long recipe is done: a folder with a JSON file of facts for each finished step.
 
-A step is anything that can be told to go on where it was: a run, a sweep, a curation. It is begun again after a kill and
-its facts are written, whole, when it ends; from then on they are read and the step is never run again.
+A step is anything that can be told to go on where it was: a run, a sweep, a curation. After a kill it is begun again;
+when it ends its facts are written, whole, and from then on they are read and the step is never run again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""From raw text to what every later step reads: curated text by source, a tokenizer, documents with needles.
+
+    curated/              what `min-llm data curate` leaves of all sources together, and its report
+    text/NAME.jsonl       the same, source by source
+    text/retrieval-N.jsonl  documents with needles, of about N tokens
+    tokenizer.json        learned from the training text
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.herd_mini.config import RETRIEVAL, HerdConfig
+from min_llm import config as config_lib
+from min_llm import tokenizers
+from min_llm.data import needles
+from min_llm.data.curate import pipeline
+from min_llm.data.curate.settings import CurateConfig
+from min_llm.data.mix import Phase
+from min_llm.data.prepare import DataConfig, prepare_corpus
+from min_llm.data.prepared import Prepared
+from min_llm.platform import replacing
+
+
+def curate(cfg: HerdConfig) -> dict[str, Any]:
+    """Filter and deduplicate all sources, and lay them out source by source. What each step saw and kept."""
+    given = {"inputs": cfg.sources, "output": str(cfg.folder / "curated")}
+    settings = config_lib.build(CurateConfig, given | ({"steps": cfg.curate} if cfg.curate else {}))
+    folder = pipeline.curate(settings)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    lay_out(sorted(folder.glob("[0-9]*.jsonl.gz")), cfg.folder / "text", list(cfg.sources))
+    return {
+        "steps": [
+            {"name": s["name"], "seen": s["seen"], "kept": s["kept"], "dropped": s["dropped"]} for s in report["steps"]
+        ],
+        "sources": {name: row["kept"] for name, row in report["steps"][-1]["sources"].items()},
+    }
+
+
+def lay_out(shards: Iterable[Path], into: Path, names: list[str]) -> None:
+    """The documents of all shards as a .jsonl file of each source."""
+    import gzip
+    from contextlib import ExitStack
+
+    into.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(replacing(into / f"{name}.jsonl")) for name in names}
+        for shard in shards:
+            with gzip.open(shard) as lines:
+                for line in lines:
+                    files[json.loads(line)["source"]].write(line)
+
+
+def text(cfg: HerdConfig, *phases: tuple[Mapping[str, float], int | None], length: int = 0) -> DataConfig:
+    """What a training reads: phases of (mix, tokens seen at its end). length: of the documents with needles, in
+    tokens; sources that the mix does not weigh are validated on and not trained on."""
+    length = length or base_length(cfg)
+    weighed = [name for name in [*cfg.sources, RETRIEVAL] if name != RETRIEVAL or any(name in m for m, _ in phases)]
+    files = {name: cfg.folder / "text" / f"{name}.jsonl" for name in cfg.sources}
+    files[RETRIEVAL] = cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl"
+    return DataConfig(
+        sources={name: str(files[name]) for name in weighed},
+        mix=tuple(Phase({name: float(mix.get(name, 0.0)) for name in weighed}, until) for mix, until in phases),
+        tokenizer=str(tokenizer_file(cfg)),
+        split="documents",
+        val_fraction=cfg.held_out,
+        home=str(cfg.folder / "prepared"),
+    )  # fmt: skip
+
+
+def base_length(cfg: HerdConfig) -> int:
+    """Tokens of a row in pretraining."""
+    return int(cfg.run["train"]["seq_len"])
+
+
+def tokenizer_file(cfg: HerdConfig) -> Path:
+    return cfg.folder / "tokenizer.json"
+
+
+def learn_tokenizer(cfg: HerdConfig) -> dict[str, Any]:
+    """Train the tokenizer on the training text of all sources; what its tokens are worth on each held-out text."""
+    import dataclasses
+
+    learned = dataclasses.replace(text(cfg, (cfg.mix_of_sources, None)), tokenizer=cfg.tokenizer)
+    corpus = prepare_corpus(learned)
+    corpus.tokenizer.save(tokenizer_file(cfg))
+    return {
+        "vocab_size": corpus.tokenizer.vocab_size,
+        "bytes_per_token": {name: bytes_per_token(part) for name, part in corpus.parts.items()},
+    }
+
+
+def bytes_per_token(part: Prepared) -> float:
+    return part.val.scored_bytes / part.val.n_targets
+
+
+def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, Any]:
+    """Documents with needles for the rows of every stage, with their haystack from the training text."""
+    hay = parts[cfg.retrieval.haystack]
+    lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])
+    text_of = hay.text("train").decode(errors="replace")
+    for number, length in enumerate(lengths):
+        made = needles.documents([text_of], cfg.retrieval.documents, int(length * bytes_per_token(hay)), cfg.seed + number)
+        with replacing(cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl") as file:
+            for at, document in enumerate(made):
+                file.write((json.dumps({"name": f"{length}-{at}", "text": document}, ensure_ascii=False) + "\n").encode())
+    return {"lengths": list(lengths), "documents": cfg.retrieval.documents}
+
+
+def load_tokenizer(cfg: HerdConfig) -> tokenizers.Tokenizer:
+    return tokenizers.load(str(tokenizer_file(cfg)))
