@@ -12,6 +12,8 @@ from min_llm.config import UserError, nearest, option
 from min_llm.recipe.context import ContextConfig
 
 HERE = Path(__file__).resolve().parent
+MIXES = ("mix", "late_mix", "context_mix", "anneal_mix")
+WHOLE = ("sources", "curate", *MIXES)
 RETRIEVAL = "retrieval"  # the name under which the mixes weigh the made documents with needles
 
 
@@ -83,6 +85,7 @@ class HerdConfig:
     name: str = option("herd-mini", "name of the recipe: its folder is OUT/NAME")
     out: str = option("runs", "folder of all runs")
     seed: int = option(0, "of everything drawn")
+    take: float = option(1.0, "share of each source's curated documents that is used, drawn by their text")
     curate: dict[str, Any] = option({}, "steps of `min-llm data curate`; empty: the usual ones")
     tokenizer: str = option("bpe:2048", "learned from the training text")
     held_out: float = option(0.05, "share of the documents of each source that no model sees")
@@ -101,7 +104,7 @@ class HerdConfig:
 
     def __post_init__(self) -> None:
         names = [*self.sources, RETRIEVAL]
-        for key in ("mix", "late_mix", "context_mix", "anneal_mix"):
+        for key in MIXES:
             for name in getattr(self, key):
                 if name not in names:
                     raise UserError(f"'{key}' weighs {name!r}, which is no source.{nearest(name, names)}")
@@ -136,10 +139,10 @@ def load(words: Sequence[str]) -> HerdConfig:
 
 
 def over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with the changes in it, section by section. Mixes and lists are replaced whole."""
+    """The tree with the changes in it, section by section; what names sources or steps is replaced whole."""
     merged = dict(tree)
     for key, value in changes.items():
         below = merged.get(key)
-        section = isinstance(value, Mapping) and isinstance(below, Mapping) and not key.endswith("mix")
+        section = isinstance(value, Mapping) and isinstance(below, Mapping) and key not in WHOLE
         merged[key] = over(below, value) if section else value  # type: ignore[arg-type]
     return merged

@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from min_llm.data.curate.settings import CurateConfig
 from min_llm.data.mix import Phase
 from min_llm.data.prepare import DataConfig, prepare_corpus
 from min_llm.data.prepared import Prepared
+from min_llm.data.split import draw
 from min_llm.platform import replacing
 
 
@@ -31,7 +35,7 @@ def curate(cfg: HerdConfig) -> dict[str, Any]:
     settings = config_lib.build(CurateConfig, given | ({"steps": cfg.curate} if cfg.curate else {}))
     folder = pipeline.curate(settings)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    lay_out(sorted(folder.glob("[0-9]*.jsonl.gz")), cfg.folder / "text", list(cfg.sources))
+    lay_out(cfg, sorted(folder.glob("[0-9]*.jsonl.gz")))
     return {
         "steps": [
             {"name": s["name"], "seen": s["seen"], "kept": s["kept"], "dropped": s["dropped"]} for s in report["steps"]
@@ -40,18 +44,18 @@ def curate(cfg: HerdConfig) -> dict[str, Any]:
     }
 
 
-def lay_out(shards: Iterable[Path], into: Path, names: list[str]) -> None:
+def lay_out(cfg: HerdConfig, shards: Iterable[Path]) -> None:
     """The documents of all shards as a .jsonl file of each source."""
-    import gzip
-    from contextlib import ExitStack
-
+    into = cfg.folder / "text"
     into.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        files = {name: stack.enter_context(replacing(into / f"{name}.jsonl")) for name in names}
+        files = {name: stack.enter_context(replacing(into / f"{name}.jsonl")) for name in cfg.sources}
         for shard in shards:
             with gzip.open(shard) as lines:
                 for line in lines:
-                    files[json.loads(line)["source"]].write(line)
+                    document = json.loads(line)
+                    if draw(document["text"], cfg.seed + 1) < cfg.take * 2**64:
+                        files[document["source"]].write(line)
 
 
 def text(cfg: HerdConfig, *phases: tuple[Mapping[str, float], int | None], length: int = 0) -> DataConfig:
@@ -71,6 +75,11 @@ def text(cfg: HerdConfig, *phases: tuple[Mapping[str, float], int | None], lengt
     )  # fmt: skip
 
 
+def equally(cfg: HerdConfig) -> DataConfig:
+    """Every source alike, without the made documents."""
+    return text(cfg, (dict.fromkeys(cfg.sources, 1 / len(cfg.sources)), None))
+
+
 def base_length(cfg: HerdConfig) -> int:
     """Tokens of a row in pretraining."""
     return int(cfg.run["train"]["seq_len"])
@@ -82,9 +91,7 @@ def tokenizer_file(cfg: HerdConfig) -> Path:
 
 def learn_tokenizer(cfg: HerdConfig) -> dict[str, Any]:
     """Train the tokenizer on the training text of all sources; what its tokens are worth on each held-out text."""
-    import dataclasses
-
-    learned = dataclasses.replace(text(cfg, (cfg.mix_of_sources, None)), tokenizer=cfg.tokenizer)
+    learned = dataclasses.replace(equally(cfg), tokenizer=cfg.tokenizer)
     corpus = prepare_corpus(learned)
     corpus.tokenizer.save(tokenizer_file(cfg))
     return {

@@ -20,7 +20,7 @@ from min_llm.train.pretrain import score
 
 def corpus(cfg: HerdConfig) -> Corpus:
     """The held-out text of every source, without the made documents."""
-    return prepare_corpus(data.text(cfg, (dict.fromkeys(cfg.sources, 1 / len(cfg.sources)), None)))
+    return prepare_corpus(data.equally(cfg))
 
 
 def loss(cfg: HerdConfig, loaded: Loaded, seq_len: int, held_out: Corpus) -> dict[str, float]:

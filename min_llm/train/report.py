@@ -17,7 +17,7 @@ from min_llm import spec as spec_lib
 from min_llm.config import UserError
 from min_llm.plan.hardware import datasheet
 from min_llm.platform import write_atomic
-from min_llm.reporting import clock, reporter
+from min_llm.reporting import clock, page, reporter
 from min_llm.train import figures, history, report_mix
 from min_llm.train.checkpoints import Checkpoints
 from min_llm.train.config import RunConfig
@@ -25,7 +25,7 @@ from min_llm.train.figures import Mark, Series, number, percent
 from min_llm.train.history import Row, column
 from min_llm.train.ramp import Ramp
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 LONGEST_SAMPLE = 4000  # characters
 VISIBLE = {c: 0x2400 + c for c in range(32) if chr(c) not in "\t\n"}  # control characters as their pictures
 NORM_DECADES = 30  # a gradient norm that varies by more is drawn on a logarithmic scale
@@ -66,15 +66,7 @@ def write_report(folder: Path, running: bool | None = None) -> Path:
     warning. running: whether the run goes on; None looks at the lock of the folder."""
     try:
         return make_report(folder, running)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-        AttributeError,
-        jinja2.TemplateError,
-    ) as error:
+    except FAILURES as error:
         reporter().warn(
             f"The report of {folder} could not be written ({type(error).__name__}: {error}). The run itself is not "
             f"affected; `min-llm report {folder}` tries again."
@@ -107,14 +99,8 @@ def render(folder: Path, running: bool = False) -> str:
     state, sentence, done = history.state(rows, steps, running, saved)
     baselines = history.read_json(folder / "baselines.json")
     samples = history.samples(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return page.render(
+        TEMPLATE,
         name=raw.get("name") or folder.name,
         state=state,
         sentence=sentence,

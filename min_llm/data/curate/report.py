@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from min_llm.data.curate.tally import Count, Row, Tally
 from min_llm.platform import write_atomic
-from min_llm.reporting import reporter
+from min_llm.reporting import page, reporter
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def write(
@@ -75,21 +73,5 @@ def warnings(content: dict[str, Any]) -> list[str]:
 
 def render(name: str, content: dict[str, Any]) -> str:
     """The page: self-contained, it asks for nothing from anywhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = lambda n: f"{n:,}"
-    environment.filters["share"] = lambda part, whole: f"{part / whole:.1%}" if whole else "–"
-    environment.filters["yaml"] = _yaml
     sources = list(content["steps"][0]["sources"])
-    return environment.get_template(TEMPLATE).render(name=name, sources=sources, **content)
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(config))
+    return page.render(TEMPLATE, name=name, sources=sources, **content)
