@@ -1,4 +1,4 @@
-"""Polyak averaging: one model from several checkpoints of a run (Polyak and Juditsky 1992; Llama 3 section 3.4.3, L3-4.5).
+"""Polyak averaging: one model from several checkpoints (Polyak and Juditsky 1992; Llama 3 section 3.4.3, L3-4.5).
 
 At a constant learning rate the parameters wander around a minimum, and their mean lies closer to it than any of them.
 The paper averages the checkpoints of its annealing, whose rate goes to 0; there they have little left to wander.
@@ -15,7 +15,7 @@ import numpy as np
 
 from min_llm.config import UserError
 from min_llm.train.begin import read_run
-from min_llm.train.checkpoints import Checkpoints
+from min_llm.train.run import Run, load_config
 
 
 def average(folder: Path, steps: Sequence[int]) -> Any:
@@ -34,7 +34,7 @@ def average(folder: Path, steps: Sequence[int]) -> Any:
 
 def last_steps(folder: Path, count: int) -> list[int]:
     """The steps of the `count` latest checkpoints of a run, in order."""
-    have = Checkpoints(folder / "checkpoints").steps()
+    have = Run(folder, load_config(folder)).checkpoints.steps()
     if not 1 <= count <= len(have):
         raise UserError(
             f"The last {count} checkpoints of {folder} were asked for; it has {len(have)} (checkpoint.keep_every=STEPS "

@@ -69,13 +69,7 @@ def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any
     """Configuration, step and parameters of a run's latest checkpoint (or that of `step`)."""
     cfg = load_config(folder)
     run = Run(folder, cfg)
-    have = run.checkpoints.steps()
-    if not have or (step is not None and step not in have):
-        wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        raise UserError(
-            f"{folder} does not have {wanted} (it has: {', '.join(map(str, have)) or 'none'}). Train it first."
-        )
-    step = have[-1] if step is None else step
+    step = _present(run, step)
     spec = models.spec(cfg.model)
     opt = optimizer(cfg.optim, spec, cfg.train.steps, Ramp.of(cfg.train))
     target = jax.eval_shape(lambda p: init_state(p, opt, cfg.train.spike_skip), spec_lib.shapes(spec))
@@ -83,12 +77,23 @@ def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any
     return cfg, step, state.params
 
 
-def run_of(source: str | Path) -> tuple[Path, int | None]:
-    """(run folder, step) of a run folder or of RUN/checkpoints/STEP in it; the step is None for the latest."""
-    path = Path(source).expanduser()
+def run_of(source: str | Path) -> tuple[Path, int]:
+    """(run folder, step) of RUN/checkpoints/STEP, or of a run folder, whose step is its latest checkpoint's."""
+    path, step = Path(source).expanduser(), None
     if path.parent.name == "checkpoints" and path.name.isdigit():
-        return path.parent.parent, int(path.name)
-    return path, None
+        path, step = path.parent.parent, int(path.name)
+    return path, _present(Run(path, load_config(path)), step)
+
+
+def _present(run: Run, step: int | None) -> int:
+    """A step of which the run has a checkpoint: the one given, or the latest."""
+    have = run.checkpoints.steps()
+    if not have or (step is not None and step not in have):
+        wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        raise UserError(
+            f"{run.folder} does not have {wanted} (it has: {', '.join(map(str, have)) or 'none'}). Train it first."
+        )
+    return have[-1] if step is None else step
 
 
 def check_tokenizer(cfg: RunConfig, tokenizer: Tokenizer) -> None:
