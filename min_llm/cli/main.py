@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from min_llm.cli import data, models, scaling, tokenizer
+from min_llm.cli.average import average
 from min_llm.cli.chat import chat
 from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
@@ -36,6 +37,7 @@ app.command()(chat)
 app.command()(serve)
 app.command("eval")(evaluate)
 app.command()(export)
+app.command()(average)
 app.command()(quantize)
 app.command()(report)
 app.add_typer(probe_app, name="probe")

@@ -17,20 +17,19 @@ def quantize(
     step: Annotated[int | None, typer.Option(help="checkpoint of a run; default: the latest")] = None,
 ) -> None:
     """Write MODEL with its linear layers quantized, as min-llm, vLLM and transformers read it."""
+    import dataclasses
+
     from min_llm import models
+    from min_llm.cli.export import check_absent, write_folder
     from min_llm.config import UserError
-    from min_llm.formats import huggingface
     from min_llm.infer.load import load
     from min_llm.quant.quantize import quantize
     from min_llm.reporting import reporter
-    from min_llm.tokenizers import export
 
     if dtype not in ("bfloat16", "float32"):
         raise UserError(f"--dtype is {dtype}; it must be bfloat16 or float32.")
-    if target.exists():
-        raise UserError(f"{target} is there already. Choose another name, or remove it.")
+    check_absent(target)
     loaded = load(model, step)
     params = quantize(loaded.params, models.spec(loaded.cfg), method, group)
-    files = export.folder_files(loaded.tokenizer, loaded.template, loaded.opening, loaded.cfg.max_seq_len)
-    huggingface.write(target, loaded.cfg, params, dtype, extra=files)
+    write_folder(dataclasses.replace(loaded, params=params), target, dtype)
     reporter().info(f"{loaded.about} in {method} is in {target}")

@@ -1,45 +1,28 @@
-"""The IsoFLOP driver: run what is left of a grid, and read what it has measured.
-
-A cell is finished when its metrics hold the validation of its last step; it is read then and never run again. One that
-was stopped or killed goes on from its own checkpoint, as every run does, so a kill costs at most what lies behind that.
-"""
+"""The IsoFLOP driver: run what is left of a grid, and read what it has measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from min_llm.config import UserError
-from min_llm.reporting import reporter
 from min_llm.scaling.fits import Measured
 from min_llm.scaling.grid import Cell
 from min_llm.train.config import RunConfig
-from min_llm.train.history import column, read_rows
+from min_llm.train.series import last_loss, run_series
 
 
 def run_sweep(cells: Sequence[Cell], train: Callable[[RunConfig], bool]) -> bool:
-    """Train every cell that is not finished, in order. train: runs or resumes a configuration, False when a signal
-    stopped it, which ends the sweep. Whether all cells are finished."""
-    for i, cell in enumerate(cells, 1):
-        if loss_of(cell) is not None:
-            continue
-        reporter().info(
-            f"Cell {i} of {len(cells)}: {cell.budget:.3g} FLOPs, {cell.parameters:,} parameters, "
-            f"{cell.run.train.steps:,} steps, {cell.folder}"
-        )
-        if not train(cell.run):
-            return False
-        if loss_of(cell) is None:
-            raise UserError(
-                f"{cell.folder} has trained to its end, but metrics.jsonl has no validation of the last step. Remove "
-                "that folder and start the same command again."
-            )
-    return True
+    """Train every cell that is not finished, as `run_series` does. Whether all cells are finished."""
+    return run_series([(_about(cell), cell.run) for cell in cells], train)
+
+
+def _about(cell: Cell) -> str:
+    return f"{cell.budget:.3g} FLOPs, {cell.parameters:,} parameters, {cell.run.train.steps:,} steps"
 
 
 def loss_of(cell: Cell) -> float | None:
     """Validation loss after its last step, over the whole split, in nats per token; None before that."""
-    kind = "final" if cell.run.train.eval_tokens else "val"
-    return dict(column(read_rows(cell.folder)[0], kind, "loss")).get(float(cell.run.train.steps))
+    return last_loss(cell.run)
 
 
 def results(cells: Sequence[Cell]) -> list[Measured]:

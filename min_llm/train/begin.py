@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from min_llm import models
+from min_llm import models, tokenizers
 from min_llm import spec as spec_lib
 from min_llm.config import UserError
 from min_llm.formats import model as other
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
 from min_llm.quant.quantize import is_quantized
+from min_llm.tokenizers import Tokenizer
 from min_llm.train.config import RunConfig
 from min_llm.train.optim import optimizer
 from min_llm.train.ramp import Ramp
@@ -49,7 +50,7 @@ def weights(cfg: RunConfig, spec: Any) -> Any:
     if not cfg.init_from:
         return models.init_spec(spec, cfg.seed)
     path = other.found(cfg.init_from)
-    read = read_run(Path(cfg.init_from).expanduser())[2] if path is None else other.read(path)
+    read = read_run(*run_of(cfg.init_from))[2] if path is None else other.read(path)
     if is_quantized(read):
         raise UserError(
             f"{cfg.init_from} is quantized and cannot be trained. Begin with the model that it was made of."
@@ -68,13 +69,7 @@ def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any
     """Configuration, step and parameters of a run's latest checkpoint (or that of `step`)."""
     cfg = load_config(folder)
     run = Run(folder, cfg)
-    have = run.checkpoints.steps()
-    if not have or (step is not None and step not in have):
-        wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        raise UserError(
-            f"{folder} does not have {wanted} (it has: {', '.join(map(str, have)) or 'none'}). Train it first."
-        )
-    step = have[-1] if step is None else step
+    step = _present(run, step)
     spec = models.spec(cfg.model)
     opt = optimizer(cfg.optim, spec, cfg.train.steps, Ramp.of(cfg.train))
     target = jax.eval_shape(lambda p: init_state(p, opt, cfg.train.spike_skip), spec_lib.shapes(spec))
@@ -82,6 +77,39 @@ def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any
     return cfg, step, state.params
 
 
+def run_of(source: str | Path) -> tuple[Path, int]:
+    """(run folder, step) of RUN/checkpoints/STEP, or of a run folder, whose step is its latest checkpoint's."""
+    path, step = Path(source).expanduser(), None
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        path, step = path.parent.parent, int(path.name)
+    return path, _present(Run(path, load_config(path)), step)
+
+
+def _present(run: Run, step: int | None) -> int:
+    """A step of which the run has a checkpoint: the one given, or the latest."""
+    have = run.checkpoints.steps()
+    if not have or (step is not None and step not in have):
+        wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        raise UserError(
+            f"{run.folder} does not have {wanted} (it has: {', '.join(map(str, have)) or 'none'}). Train it first."
+        )
+    return have[-1] if step is None else step
+
+
+def check_tokenizer(cfg: RunConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the weights of `init_from` know other tokens by the ids of the data. A source without a
+    tokenizer.json (a GGUF file, a folder of weights alone) says nothing of them."""
+    if not cfg.init_from:
+        return
+    folder = other.found(cfg.init_from) or run_of(cfg.init_from)[0]
+    path = folder / tokenizers.FILE_NAME
+    if path.is_file() and tokenizers.load(path).spelled != tokenizer.spelled:
+        raise UserError(
+            f"init_from={cfg.init_from} was trained with another tokenizer than data.tokenizer={cfg.data.tokenizer}, "
+            f"so its weights know other tokens by the same ids. Set data.tokenizer={path}."
+        )
+
+
 def _config(source: str) -> ModelConfig:
     path = other.found(source)
-    return load_config(Path(source).expanduser()).model if path is None else other.read_config(path)
+    return load_config(run_of(source)[0]).model if path is None else other.read_config(path)

@@ -105,7 +105,9 @@ class RunConfig:
     name: str = option("run", "name of the run: its folder is OUT/NAME")
     out: str = option("runs", "folder of all runs")
     seed: int = option(0, "of initialisation, data order and dropout")
-    init_from: str = option("", "begin with these weights: run or Hugging Face folder, GGUF file, or name")
+    init_from: str = option(
+        "", "begin with these weights: run, RUN/checkpoints/STEP, Hugging Face folder, GGUF file, or name"
+    )
     model: ModelConfig = option(LlamaConfig(), "family or preset, and its fields")
     data: DataConfig = option(DataConfig(), "")
     optim: OptimConfig = option(OptimConfig(), "")

@@ -59,6 +59,7 @@ def pretraining(
     data = prepare_corpus(cfg.data)
     if processes.primary():
         processes.barrier()
+    begin.check_tokenizer(cfg, data.tokenizer)
     cfg = with_vocabulary(cfg, data.tokenizer.vocab_size)
     spec = models.spec(cfg.model)
     for span in Ramp.of(cfg.train).spans:

@@ -103,7 +103,8 @@ def open_run(cfg: RunConfig) -> Iterator[Run]:
         ) from error
     with lock:
         _lock(lock, folder)
-        _agree(folder, check(cfg))
+        check_same(folder, check(cfg))
+        write_atomic(folder / "config.yaml", config_lib.to_yaml(cfg))
         run = Run(folder, cfg)
         run.checkpoints.clean()
         processes.barrier()
@@ -123,7 +124,8 @@ def _lock(file: IO[str], folder: Path) -> None:
         ) from error
 
 
-def _agree(folder: Path, cfg: RunConfig) -> None:
+def check_same(folder: Path, cfg: RunConfig) -> None:
+    """Raises UserError where the folder holds a run whose settings would give other numbers than those of `cfg`."""
     path = folder / "config.yaml"
     now = config_lib.flatten(config_lib.dump(cfg))
     if changed := differences(_saved(path), now) if path.exists() else []:
@@ -131,7 +133,6 @@ def _agree(folder: Path, cfg: RunConfig) -> None:
             f"{folder} already holds a run with other settings ({'; '.join(changed[:5])}). "
             f"Give another name=NAME, or remove {folder} to start afresh."
         )
-    write_atomic(path, config_lib.to_yaml(cfg))
 
 
 def _saved(path: Path) -> dict[str, Any]:

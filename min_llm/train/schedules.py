@@ -59,12 +59,13 @@ def schedule(cfg: OptimConfig, steps: int, ramp: Ramp | None = None) -> Schedule
         raise ValueError("A schedule over tokens needs the Ramp that says how many a step has.")
 
     def rate(step: Int[Array, ""]) -> Float[Array, ""]:
-        return _rate(cfg, jnp.asarray(step, jnp.float32), steps, ramp)
+        return rate_at(cfg, jnp.asarray(step, jnp.float32), steps, ramp)
 
     return rate
 
 
-def _rate(cfg: OptimConfig, step: Any, steps: int, ramp: Ramp | None) -> Any:
+def rate_at(cfg: OptimConfig, step: Any, steps: int, ramp: Ramp | None) -> Any:
+    """The same for a float array of steps, in NumPy or under jit, in its dtype."""
     if cfg.over == "steps" or ramp is None:
         return learning_rate(cfg, step, steps)
     at, one = ramp.places(step)
@@ -80,7 +81,7 @@ def planned(optim: OptimConfig, train: TrainConfig, points: int = 1000) -> dict[
     turns = [s.first_step + k for s in ramp.spans for k in (-1, 0) if 0 <= s.first_step + k < train.steps]
     step = np.unique(np.concatenate([spread, turns]))
     tokens, batch = ramp.places(step)
-    rate = _rate(optim, step, train.steps, ramp)
+    rate = rate_at(optim, step, train.steps, ramp)
     return {
         "step": step,
         "tokens": tokens,

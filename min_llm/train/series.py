@@ -1,0 +1,43 @@
+"""Several runs, one after the other: what is finished is read, what is not is run.
+
+A run is finished when its metrics hold the validation of its last step. One that was stopped or killed goes on from its
+own checkpoint, as every run does, so a kill costs at most what lies behind that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from min_llm.config import UserError
+from min_llm.reporting import reporter
+from min_llm.train.config import RunConfig
+from min_llm.train.history import column, read_rows
+from min_llm.train.run import check_same
+
+
+def run_series(runs: Sequence[tuple[str, RunConfig]], train: Callable[[RunConfig], bool]) -> bool:
+    """Train every run that is not finished, in order. runs: what each is, for people, and its configuration. train:
+    runs or resumes a configuration, False when a signal stopped it, which ends the series. Whether all are finished."""
+    for i, (about, cfg) in enumerate(runs, 1):
+        if last_loss(cfg) is not None:
+            continue
+        folder = Path(cfg.out) / cfg.name
+        reporter().info(f"Run {i} of {len(runs)}: {about}, {folder}")
+        if not train(cfg):
+            return False
+        if last_loss(cfg) is None:
+            raise UserError(
+                f"{folder} has trained to its end, but metrics.jsonl has no validation of the last step. Remove "
+                "that folder and start the same command again."
+            )
+    return True
+
+
+def last_loss(cfg: RunConfig, name: str = "loss") -> float | None:
+    """Validation loss after a run's last step, over the whole split, in nats per token; None before that. name: another
+    number of that row, as loss/NAME. Raises UserError where the folder holds a run with other settings."""
+    folder = Path(cfg.out) / cfg.name
+    check_same(folder, cfg)
+    kind = "final" if cfg.train.eval_tokens else "val"
+    return dict(column(read_rows(folder)[0], kind, name)).get(float(cfg.train.steps))
