@@ -30,16 +30,19 @@ MATRICES = ("embed", "positions", "head", "wq", "wk", "wv", "wo", "w_gate", "w_u
 def decoder_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that transformers' Llama and Mixtral share, from our names: dim, n_layers, n_heads, n_kv_heads,
     head_dim, hidden_dim, vocab_size, rope_theta, norm_eps, tie_embeddings, max_seq_len, and rope_scaling: None or
-    {factor, low_freq_factor, high_freq_factor, original_context}."""
+    the fields of RopeScaling."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(config["rope_theta"])}
     if scaling := config.get("rope_scaling"):
-        rope |= {
-            "rope_type": "llama3",
-            "factor": float(scaling["factor"]),
-            "low_freq_factor": float(scaling["low_freq_factor"]),
-            "high_freq_factor": float(scaling["high_freq_factor"]),
-            "original_max_position_embeddings": int(scaling["original_context"]),
+        settings = {
+            "llama3": ("low_freq_factor", "high_freq_factor"),
+            "linear": (),
+            "yarn": ("beta_fast", "beta_slow"),
+        }[scaling["kind"]]
+        rope |= {"rope_type": scaling["kind"]} | {
+            name: float(scaling[name]) for name in ("factor", *settings)
         }
+        if settings:
+            rope["original_max_position_embeddings"] = int(scaling["original_context"])
     return dict(
         vocab_size=config["vocab_size"],
         hidden_size=config["dim"],

@@ -33,6 +33,7 @@ GPT2 = gpt2.Config(n_layers=2, dim=15, n_heads=3, hidden_dim=21, vocab_size=VOCA
 # contexts so short that the three bands of the scaling are all met within the toys' rows
 SCALED_8 = RopeScaling(factor=8.0, original_context=64)
 SCALED_32 = RopeScaling(factor=32.0, original_context=64)
+YARN = RopeScaling(kind="yarn", factor=4.0, original_context=64, beta_fast=4.0)
 
 # the optimizer of LLVM takes half of the time of a small test and changes nothing that is ours
 QUICK = {"xla_backend_optimization_level": 0}

@@ -10,10 +10,13 @@ from typing import Any
 
 from min_llm.config import UserError, nearest
 from min_llm.models import ModelConfig, gpt2, llama
-from min_llm.nn.rope import RopeScaling
+from min_llm.nn.rope import OWN_FIELDS, RopeScaling
 
 LLAMAS = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
 ARCHITECTURES = (*LLAMAS, "GPT2LMHeadModel")
+ROPE_FIELDS = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+               "original_context": "original_max_position_embeddings", "beta_fast": "beta_fast",
+               "beta_slow": "beta_slow"}  # fmt: skip
 NEEDED = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size", "num_attention_heads",
           "intermediate_size")  # fmt: skip
 NEEDED_GPT2 = ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")
@@ -79,7 +82,7 @@ def _llama(given: Mapping[str, Any], where: Any) -> llama.Config:
         head_dim=given.get("head_dim") or dim // heads,
         hidden_dim=given["intermediate_size"],
         rope_theta=float(given.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
-        rope_scaling=_scaling(rope, where),
+        rope_scaling=_scaling(rope, given, where),
         norm_eps=given.get("rms_norm_eps", 1e-6),
         tie_embeddings=bool(given.get("tie_word_embeddings", False)),
         window=window,
@@ -91,20 +94,35 @@ def _kind(given: Mapping[str, Any]) -> str:
     return LLAMAS[(given.get("architectures") or [_of_type(given.get("model_type"))])[0]]
 
 
-def _scaling(rope: Mapping[str, Any], where: Any) -> RopeScaling | None:
+def _scaling(rope: Mapping[str, Any], given: Mapping[str, Any], where: Any) -> RopeScaling | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
-    if kind != "llama3":
+    if kind not in OWN_FIELDS:
         raise UserError(
-            f"{where} scales its rotary embedding by {kind!r}, which is not implemented here (llama3 is)."
+            f"{where} scales its rotary embedding by {kind!r}, which is not implemented here "
+            f"({', '.join(OWN_FIELDS)} are)."
         )
-    return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_context=int(rope["original_max_position_embeddings"]),
-    )
+    fields = {ours: theirs for ours, theirs in ROPE_FIELDS.items() if ours in ("factor", *OWN_FIELDS[kind])}
+    try:
+        settings = {
+            ours: float(rope[theirs]) for ours, theirs in fields.items() if rope.get(theirs) is not None
+        }
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where} has a setting of its {kind} rotary embedding that is no number: {error}."
+        ) from error
+    if "original_context" in fields:  # transformers: the context where nothing else is said
+        settings.setdefault("original_context", given["max_position_embeddings"])
+        settings["original_context"] = int(settings["original_context"])
+    required = ("factor", "low_freq_factor", "high_freq_factor")
+    if missing := [fields[name] for name in required if name in fields and name not in settings]:
+        raise UserError(f"{where} scales its rotary embedding by {kind!r} and lacks {missing[0]!r}.")
+    scaling = RopeScaling(kind=kind, **settings)
+    _only(rope, where, mscale=(None,), mscale_all_dim=(None,), truncate=(True, None))
+    _only(rope, where, partial_rotary_factor=(1.0, None))
+    _only(rope, where, attention_factor=(None, scaling.attention_factor))
+    return scaling
 
 
 def _gpt2(given: Mapping[str, Any], where: Any) -> gpt2.Config:
@@ -150,8 +168,6 @@ def to_json(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         made["sliding_window"] = cfg.window
     if cfg.rope_scaling is not None:
         s = cfg.rope_scaling
-        made["rope_scaling"] = {
-            "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original_context,
-        }  # fmt: skip
+        own = ("factor", *OWN_FIELDS[s.kind])
+        made["rope_scaling"] = {"rope_type": s.kind} | {ROPE_FIELDS[name]: getattr(s, name) for name in own}
     return made

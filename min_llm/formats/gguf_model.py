@@ -7,7 +7,7 @@ frequencies are a tensor of factors instead of four settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 from min_llm.config import UserError
 from min_llm.formats import gguf, tables
 from min_llm.models import ModelConfig, gpt2, llama
-from min_llm.nn.rope import RopeScaling, frequencies
+from min_llm.nn.rope import OWN_FIELDS, RopeScaling, frequencies
 from min_llm.quant.quantize import is_quantized
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
 FREQUENCIES = "rope_freqs.weight"
 SCALINGS = (RopeScaling(8.0), RopeScaling(32.0))  # Llama 3.1 and 3.2: what models are published with
+GGUF_FIELDS = {"factor": "rope.scaling.factor", "original_context": "rope.scaling.original_context_length",
+               "beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}  # fmt: skip
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # general.file_type
 
 
@@ -91,17 +93,13 @@ def config_of(file: gguf.File, path: Path) -> ModelConfig:
         raise UserError(
             f"{path} rotates a part of each head, or is a mixture of experts; neither can be read."
         )
-    if value("rope.scaling.type", "none") not in ("none", ""):
-        raise UserError(
-            f"{path} scales its rotary embedding by {value('rope.scaling.type')!r}, which is not read."
-        )
     theta = float(value("rope.freq_base", 10_000.0))
     return llama.Config(
         **common,
         n_kv_heads=value("attention.head_count_kv", heads),
         head_dim=head_dim,
         rope_theta=theta,
-        rope_scaling=_scaling(file, head_dim, theta, path),
+        rope_scaling=_scaling(file, value, head_dim, theta, path),
         norm_eps=_decimal(value("attention.layer_norm_rms_epsilon")),
         tie_embeddings="output.weight" not in file.tensors,
         qkv_bias=kind == "qwen2",
@@ -113,8 +111,24 @@ def _decimal(x: float) -> float:
     return float(str(np.float32(x)))
 
 
-def _scaling(file: gguf.File, head_dim: int, theta: float, path: Path) -> RopeScaling | None:
-    """The settings whose factors are those of the file."""
+def _scaling(
+    file: gguf.File, value: Callable[..., Any], head_dim: int, theta: float, path: Path
+) -> RopeScaling | None:
+    """The settings that the file says, or whose factors are those of the file."""
+    kind = value("rope.scaling.type", "none") or "none"
+    if kind not in ("none", "linear", "yarn"):
+        raise UserError(f"{path} scales its rotary embedding by {kind!r}, which is not read.")
+    grows = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
+    if any(value(name, 1.0) != 1 for name in grows) or (kind != "none" and FREQUENCIES in file.tensors):
+        raise UserError(
+            f"{path} scales its rotary embedding by {kind!r} with factors of its own, which are not read."
+        )
+    if kind != "none":
+        own = [name for name in OWN_FIELDS[kind] if value(GGUF_FIELDS[name], None) is not None]
+        settings = {name: _decimal(value(GGUF_FIELDS[name])) for name in ("factor", *own)}
+        if kind == "yarn":
+            settings["original_context"] = int(settings.get("original_context", value("context_length")))
+        return RopeScaling(kind=kind, **settings)
     if FREQUENCIES not in file.tensors:
         return None
     found = file.tensors[FREQUENCIES].array()
@@ -166,7 +180,7 @@ def write(
         there = line.gguf.format(i=i)
         entries[there], makers[there] = (shape, _kind(shape, kind)), made
     scaling = getattr(cfg, "rope_scaling", None)
-    if scaling is not None:
+    if scaling is not None and scaling.kind == "llama3":
         k, theta = cfg.head_dim, cfg.rope_theta  # type: ignore[attr-defined]
         entries[FREQUENCIES] = ((k // 2,), "F32")
         makers[FREQUENCIES] = lambda: factors(k, theta, scaling)
@@ -199,10 +213,21 @@ def metadata_of(cfg: ModelConfig) -> dict[str, Any]:
             "rope.freq_base": np.float32(cfg.rope_theta),
             "rope.dimension_count": cfg.head_dim,
             "vocab_size": cfg.vocab_size,
-        }
+        } | _scaling_metadata(cfg.rope_scaling)
     else:
         raise UserError(f"A {cfg.family} cannot be written as GGUF yet; llama and gpt2 can.")
     common = {"context_length": c.max_seq_len, "block_count": c.n_layers, "embedding_length": c.dim,
               "feed_forward_length": c.hidden_dim, "attention.head_count": c.n_heads}  # fmt: skip
     settings = {f"{arch}.{name}": value for name, value in (common | extra).items()}
     return {"general.architecture": arch, "general.name": cfg.family} | settings
+
+
+def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, Any]:
+    """Llama 3.1's is a tensor instead (FREQUENCIES)."""
+    if scaling is None or scaling.kind == "llama3":
+        return {}
+    made: dict[str, Any] = {"rope.scaling.type": scaling.kind}
+    for name in ("factor", *OWN_FIELDS[scaling.kind]):
+        number = getattr(scaling, name)
+        made[GGUF_FIELDS[name]] = number if isinstance(number, int) else np.float32(number)
+    return made

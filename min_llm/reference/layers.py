@@ -156,21 +156,43 @@ def cross_entropy_backward(logits, targets, weights):
 def rope_frequencies(head_dim, theta, scaling=None):
     """[K/2]: theta^(-2i/K) radians per position for plane i. Su et al. 2021 (arXiv 2104.09864), 3.2.2.
 
-    `scaling` is the Llama 3.1 rule (not in the paper; `apply_scaling` of Meta's released code): planes that
-    turn fast are kept, planes too slow for one turn in the original context are slowed by `factor`, and
-    between the two a straight line in turns per original context joins them. Attributes: factor,
-    low_freq_factor, high_freq_factor (both in turns), original_context (in tokens).
+    `scaling` slows planes down by `factor`, all of them or those that turn too slowly. By its `kind`:
+    - "llama3" (not in the paper; `apply_scaling` of Meta's released code): planes that turn more than
+      high_freq_factor times over original_context are kept, those that turn less than low_freq_factor times are
+      slowed, and a straight line in turns joins them.
+    - "linear" (Chen et al. 2023, arXiv 2306.15595): all planes are slowed.
+    - "yarn" (Peng et al. 2023, arXiv 2309.00071, 3.2, in the authors' code): as llama3 with beta_fast and beta_slow
+      for bounds, but the line is straight in the plane's number, between the whole numbers that enclose the bounds.
     """
     frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is None:
         return frequency
-    turns = scaling.original_context * frequency / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((turns - low) / (high - low), 0, 1)
-    return frequency * (keep + (1 - keep) / scaling.factor)
+    slow = frequency / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    if scaling.kind == "yarn":
+        turning = [scaling.beta_fast, scaling.beta_slow]  # how often; the plane is solved for
+        bounds = (
+            head_dim
+            / 2
+            * np.log(scaling.original_context / (2 * math.pi * np.array(turning)))
+            / np.log(theta)
+        )
+        low, high = max(np.floor(bounds[0]), 0), min(np.ceil(bounds[1]), head_dim - 1)
+        high = high if high > low else low + 0.001
+        keep = np.interp(np.arange(head_dim // 2), [low, high], [1, 0])
+    else:
+        turns = scaling.original_context * frequency / (2 * math.pi)
+        keep = np.interp(turns, [scaling.low_freq_factor, scaling.high_freq_factor], [0, 1])
+    return keep * frequency + (1 - keep) * slow
 
 
-def rope(x, angles):
+def rope_growth(scaling):
+    """What rotated queries and keys are multiplied by: 1, for YaRN 0.1 ln(factor) + 1 (its equation 15)."""
+    return 0.1 * math.log(scaling.factor) + 1 if scaling is not None and scaling.kind == "yarn" else 1.0
+
+
+def rope(x, angles, growth=1.0):
     """Turns each pair (x_i, x_{i+K/2}) of x [B,S,N,K] by angles [B,S,K/2] (positions * frequencies).
 
     Read the pair as a complex number, z_i(x) = x_i + j x_{i+K/2}. RoPE multiplies it by exp(j m w_i), where m
@@ -182,8 +204,9 @@ def rope(x, angles):
     which depends on m and n through m - n alone. This is the half-split layout (Hugging Face's rotate_half).
     Meta's code pairs neighbours, x_2i with x_2i+1: the same rotation, with the columns of wq and wk permuted.
 
-    A rotation's transpose is its inverse, so the backward pass is dx = rope(dy, -angles).
+    A rotation's transpose is its inverse, so the backward pass is dx = rope(dy, -angles). YaRN also multiplies
+    the result by `growth`, and so does the backward pass.
     """
-    cos, sin = (f(angles)[:, :, None, :].astype(x.dtype) for f in (np.cos, np.sin))
+    cos, sin = ((growth * f(angles))[:, :, None, :].astype(x.dtype) for f in (np.cos, np.sin))
     real, imaginary = np.split(x, 2, axis=-1)
     return np.concatenate([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=-1)

@@ -29,6 +29,7 @@ from min_llm.reference.layers import (
     rms_norm_backward,
     rope,
     rope_frequencies,
+    rope_growth,
     silu,
     silu_backward,
 )
@@ -105,8 +106,9 @@ def visible(cfg, batch, past=None):
 
 def attention_block(x, p, cfg, angles, mask, past=None):
     h = rms_norm(x, p["attn_norm"], cfg.norm_eps)
-    q = rope(linear(QUERY, h, p, "wq", "bq"), angles)  # biases: Qwen2 alone
-    k = rope(linear(KEY, h, p, "wk", "bk"), angles)
+    growth = rope_growth(cfg.rope_scaling)
+    q = rope(linear(QUERY, h, p, "wq", "bq"), angles, growth)  # biases: Qwen2 alone
+    k = rope(linear(KEY, h, p, "wk", "bk"), angles, growth)
     v = linear(KEY, h, p, "wv", "bv")
     if past is not None:  # decoding: earlier keys and values are read, not computed again
         k, v = (np.concatenate(pair, axis=1) for pair in zip(past, (k, v), strict=True))
@@ -118,8 +120,9 @@ def attention_block_backward(dy, saved, p, cfg, angles, mask):
     x, h, q, k, v, o = saved
     do, dwo = einsum_backward(OUT, dy, o, p["wo"])
     dq, dk, dv = attend_backward(do, q, k, v, mask)
-    dh_q, dquery = linear_backward(QUERY, rope(dq, -angles), h, p, "wq", "bq")
-    dh_k, dkey = linear_backward(KEY, rope(dk, -angles), h, p, "wk", "bk")
+    growth = rope_growth(cfg.rope_scaling)
+    dh_q, dquery = linear_backward(QUERY, rope(dq, -angles, growth), h, p, "wq", "bq")
+    dh_k, dkey = linear_backward(KEY, rope(dk, -angles, growth), h, p, "wk", "bk")
     dh_v, dvalue = linear_backward(KEY, dv, h, p, "wv", "bv")
     dx, dnorm = rms_norm_backward(dh_q + dh_k + dh_v, x, p["attn_norm"], cfg.norm_eps)
     return dy + dx, {"attn_norm": dnorm, **dquery, **dkey, **dvalue, "wo": dwo}

@@ -23,7 +23,8 @@ from min_llm.train.ramp import Ramp
 from min_llm.train.run import Run, load_config
 from min_llm.train.step import init_state
 
-FREE = ("dropout", "max_seq_len", "init_std", "vocab_size")  # what may differ from the source's
+# What may differ from the source's; the rotary settings when a longer context is learned (Llama 3 section 3.4.2).
+FREE = ("dropout", "max_seq_len", "init_std", "vocab_size", "rope_theta", "rope_scaling")
 
 
 def with_model(cfg: RunConfig) -> RunConfig:

@@ -24,6 +24,10 @@ MODELS = {
     "tied": dataclasses.replace(LLAMA, tie_embeddings=True),
     "3.1": dataclasses.replace(LLAMA, rope_scaling=RopeScaling(8.0), head_dim=16),
     "3.2": dataclasses.replace(LLAMA, rope_scaling=RopeScaling(32.0), head_dim=16),
+    "linear": dataclasses.replace(LLAMA, rope_scaling=RopeScaling(4.0, kind="linear")),
+    "yarn": dataclasses.replace(
+        LLAMA, rope_scaling=RopeScaling(2.5, kind="yarn", original_context=64, beta_fast=8.1)
+    ),
     "qwen2": dataclasses.replace(LLAMA, qkv_bias=True, norm_eps=1e-6, rope_theta=1e6),
     "gpt2": gpt2.Config(n_layers=2, dim=32, n_heads=4, vocab_size=20, max_seq_len=32),
 }
@@ -110,7 +114,9 @@ def changed(tmp_path, **metadata):
         ({"llama__block_count": 1}, "Left over: model.layers.1|Left over: blk.1"),
         ({"llama__attention__head_count_kv": 4}, "Misshapen"),
         ({"llama__rope__dimension_count": 4}, "a part of each head"),
-        ({"llama__rope__scaling__type": "yarn"}, "'yarn'"),
+        ({"llama__rope__scaling__type": "longrope"}, "'longrope', which"),
+        ({"llama__rope__scaling__type": "linear"}, "lacks llama.rope.scaling.factor"),
+        ({"llama__rope__scaling__attn_factor": np.float32(1.5)}, "factors of its own"),
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path, metadata, message):

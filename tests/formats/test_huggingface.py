@@ -24,6 +24,10 @@ MODELS = {
     "llama": LLAMA,
     "tied": dataclasses.replace(LLAMA, tie_embeddings=True),
     "scaled": dataclasses.replace(LLAMA, rope_scaling=RopeScaling(32.0), head_dim=8),
+    "linear": dataclasses.replace(LLAMA, rope_scaling=RopeScaling(4.0, kind="linear")),
+    "yarn": dataclasses.replace(
+        LLAMA, rope_scaling=RopeScaling(2.5, kind="yarn", original_context=64, beta_slow=0.5)
+    ),
     "mistral": dataclasses.replace(LLAMA, window=7),
     "qwen2": dataclasses.replace(LLAMA, qkv_bias=True),
     "gpt2": GPT2,
@@ -136,7 +140,14 @@ def test_a_folder_without_its_shard_or_with_pickles_is_refused(tmp_path, folder)
         ({"architectures": None, "model_type": "bert"}, "architecture None"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
         ({"attention_bias": True}, "attention_bias: True"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'.*llama3, linear, yarn"),
+        ({"rope_scaling": {"type": "linear"}}, "'linear' and lacks 'factor'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}}, "mscale: 1.0"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}},
+            "attention_factor: 1.5",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": "x"}}, "no number"),
         ({"num_attention_heads": None}, "'num_attention_heads' must be a number"),
         ({"num_key_value_heads": 3}, "multiple"),
     ],

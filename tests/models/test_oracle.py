@@ -9,7 +9,19 @@ import pytest
 
 from min_llm import models
 from min_llm.nn.runtime import Runtime
-from tests.toys import GPT2, LLAMA, MIXTRAL, QUICK, SCALED_8, SCALED_32, oracle, packed, random_weights, rows
+from tests.toys import (
+    GPT2,
+    LLAMA,
+    MIXTRAL,
+    QUICK,
+    SCALED_8,
+    SCALED_32,
+    YARN,
+    oracle,
+    packed,
+    random_weights,
+    rows,
+)
 
 UNROLLED = Runtime(logits_per_chunk=5 * LLAMA.vocab_size)  # the loss takes several chunks
 SCANNED = dataclasses.replace(UNROLLED, scan=True, attention="reference", remat="selective")
@@ -28,7 +40,11 @@ CASES = {
         packed(),
     ),
     "llama, MHA, scaling 32": (llama(n_kv_heads=4, rope_scaling=SCALED_32), BLOCKWISE, rows()),
-    "llama, window, three layers": (llama(n_layers=3, window=3, norm_eps=0.1), UNROLLED, packed()),
+    "llama, window, three layers, yarn": (
+        llama(n_layers=3, window=3, norm_eps=0.1, rope_scaling=YARN),
+        UNROLLED,
+        packed(),
+    ),
     "llama, biases as in qwen2": (llama(qkv_bias=True), SCANNED, packed()),
     "mixtral": (MIXTRAL, UNROLLED, packed()),
     "mixtral, three of five, tied": (

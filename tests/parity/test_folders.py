@@ -15,6 +15,7 @@ SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "n
          "intermediate_size": 48, "vocab_size": 61, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10_000.0,
           "original_max_position_embeddings": 64}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 64}
 PLAIN = {"rope_type": "default"}
 TIED = {"tie_word_embeddings": True}
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 61, "n_positions": 64}
@@ -23,6 +24,9 @@ MODELS = {
     "llama 3, grouped": ("Llama", SIZES),
     "llama 3.1, factor 8": ("Llama", SIZES | {"head_dim": 16, "rope_parameters": LLAMA3 | {"factor": 8.0}}),
     "llama 3.2, tied": ("Llama", SIZES | TIED | {"head_dim": 16, "rope_parameters": LLAMA3 | {"factor": 32.0}}),
+    "position interpolation": ("Llama", SIZES | {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
+    "yarn": ("Llama", SIZES | {"head_dim": 16, "rope_parameters": YARN}),
+    "qwen2.5 with yarn": ("Qwen2", SIZES | {"rope_parameters": YARN | {"beta_fast": 16.0, "beta_slow": 2.0}}),
     "smollm2": ("Llama", SIZES | TIED | {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "mistral, window": ("Mistral", SIZES | {"sliding_window": 5}),
     "mistral, no window": ("Mistral", SIZES | {"sliding_window": None}),

@@ -61,6 +61,20 @@ LLAMAS = {
         "max_seq_len": 256,
     },
 }
+LLAMAS |= {
+    "linear": {"rope_scaling": RopeScaling(kind="linear", factor=4.0), "rope_theta": 10_000.0},
+    "yarn": {
+        "rope_scaling": RopeScaling(kind="yarn", factor=4.0, original_context=256),
+        "rope_theta": 10_000.0,
+        "head_dim": 32,
+    },
+    "yarn, other bounds": {
+        "rope_scaling": RopeScaling(
+            kind="yarn", factor=2.5, original_context=64, beta_fast=8.0, beta_slow=2.0
+        ),
+        "head_dim": 16,
+    },
+}
 GPT2 = {"n_layers": 2, "dim": 32, "n_heads": 4, "vocab_size": 61, "max_seq_len": 64}
 GPT2S = {
     "biases": {},

@@ -8,7 +8,9 @@ import pytest
 from min_llm.reference import batch, gpt2, llama, mixtral
 from min_llm.reference.params import random_params
 
-SCALING = SimpleNamespace(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
+SCALING = SimpleNamespace(
+    kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64
+)
 
 LLAMA = {
     "n_layers": 2,

@@ -137,7 +137,7 @@ def test_scaled_frequencies_equal_the_released_formula_in_each_band(factor):
     """Wavelengths of head_dim 128, theta 500,000; Meta's code branches where ours clips."""
     low, high, context = 1.0, 4.0, 8192
     scaling = SimpleNamespace(
-        factor=factor, low_freq_factor=low, high_freq_factor=high, original_context=context
+        kind="llama3", factor=factor, low_freq_factor=low, high_freq_factor=high, original_context=context
     )
     plain = layers.rope_frequencies(128, 500_000.0)
     bands = set()
@@ -161,7 +161,9 @@ def test_scaled_frequency_at_a_chosen_wavelength():
     # This theta gives plane 1 of head_dim 4 the wavelength 16: 2 turns in an original context of 32, a third
     # of the way from 1 to 4: a third of the frequency is kept and two thirds are divided by 8. Together 5/12.
     theta = (16 / (2 * math.pi)) ** 2
-    scaling = SimpleNamespace(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32)
+    scaling = SimpleNamespace(
+        kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32
+    )
     plain, scaled = layers.rope_frequencies(4, theta), layers.rope_frequencies(4, theta, scaling)
     assert plain[1] == pytest.approx(2 * math.pi / 16)
     np.testing.assert_allclose(scaled / plain, [1, 5 / 12])
