@@ -30,6 +30,8 @@ CASES = {
     "llama, MHA, scaling 32": (llama(n_kv_heads=4, rope_scaling=SCALED_32), BLOCKWISE, rows()),
     "llama, window, three layers": (llama(n_layers=3, window=3, norm_eps=0.1), UNROLLED, packed()),
     "llama, biases as in qwen2": (llama(qkv_bias=True), SCANNED, packed()),
+    "llama, norms of heads as in qwen3": (llama(qk_norm=True), SCANNED, packed()),
+    "llama, no gate": (llama(gated=False), UNROLLED, rows()),
     "mixtral": (MIXTRAL, UNROLLED, packed()),
     "mixtral, three of five, tied": (
         dataclasses.replace(MIXTRAL, experts_per_token=3, tie_embeddings=True),
