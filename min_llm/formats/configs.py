@@ -12,7 +12,8 @@ from min_llm.config import UserError, nearest
 from min_llm.models import ModelConfig, gpt2, llama
 from min_llm.nn.rope import OWN_FIELDS, RopeScaling
 
-LLAMAS = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
+LLAMAS = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2",
+          "Qwen3ForCausalLM": "qwen3"}  # fmt: skip
 ARCHITECTURES = (*LLAMAS, "GPT2LMHeadModel")
 ROPE_FIELDS = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
                "original_context": "original_max_position_embeddings", "beta_fast": "beta_fast",
@@ -41,8 +42,8 @@ def from_json(given: Mapping[str, Any], where: Any) -> ModelConfig:
 
 
 def _of_type(model_type: Any) -> str | None:
-    return {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-            "gpt2": "GPT2LMHeadModel"}.get(model_type)  # fmt: skip
+    by_type = {kind: name for name, kind in LLAMAS.items()} | {"gpt2": "GPT2LMHeadModel"}
+    return by_type.get(model_type)
 
 
 def _only(given: Mapping[str, Any], where: Any, **allowed: tuple[Any, ...]) -> None:
@@ -61,15 +62,15 @@ def _llama(given: Mapping[str, Any], where: Any) -> llama.Config:
     if kind != "qwen2":  # Qwen2 has them for queries, keys and values without saying so
         _only(given, where, attention_bias=(False,))
     heads, dim = given["num_attention_heads"], given["hidden_size"]
-    window = given.get("sliding_window") if kind != "llama" else None
-    if kind == "qwen2" and not given.get("use_sliding_window", False):
+    window, qwen = given.get("sliding_window") if kind != "llama" else None, kind.startswith("qwen")
+    if qwen and not given.get("use_sliding_window", False):
         window = None
-    elif kind == "qwen2" and window and given.get("max_window_layers", 28) < given["num_hidden_layers"]:
+    elif qwen and window and given.get("max_window_layers", 28) < given["num_hidden_layers"]:
         raise UserError(
             f"{where} has a sliding window in some layers only (max_window_layers "
             f"{given.get('max_window_layers', 28)} of {given['num_hidden_layers']}), which is not implemented here."
         )
-    elif kind == "qwen2":  # layers below max_window_layers see everything
+    elif qwen:  # layers below max_window_layers see everything
         window = None
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
     return llama.Config(
@@ -79,7 +80,7 @@ def _llama(given: Mapping[str, Any], where: Any) -> llama.Config:
         dim=dim,
         n_heads=heads,
         n_kv_heads=given.get("num_key_value_heads") or heads,
-        head_dim=given.get("head_dim") or dim // heads,
+        head_dim=given.get("head_dim") or (128 if kind == "qwen3" else dim // heads),
         hidden_dim=given["intermediate_size"],
         rope_theta=float(given.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
         rope_scaling=_scaling(rope, given, where),
@@ -87,6 +88,7 @@ def _llama(given: Mapping[str, Any], where: Any) -> llama.Config:
         tie_embeddings=bool(given.get("tie_word_embeddings", False)),
         window=window,
         qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
     )
 
 
@@ -151,11 +153,13 @@ def to_json(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         }  # fmt: skip
     if type(cfg) is not llama.Config:
         raise UserError(f"A {cfg.family} cannot be written as a Hugging Face folder yet; llama and gpt2 can.")
-    if cfg.qkv_bias and cfg.window:
+    marks = {"qwen2": cfg.qkv_bias, "qwen3": cfg.qk_norm, "mistral": cfg.window}
+    kind, *others = [name for name, has in marks.items() if has] or ["llama"]
+    if others or not cfg.gated:
         raise UserError(
-            "Biases of queries, keys and values together with a window are no architecture of others."
+            "A llama without a gate, or with two of window, qkv_bias and qk_norm, is no architecture of others, and no "
+            "Hugging Face folder can hold it."
         )
-    kind = "qwen2" if cfg.qkv_bias else "mistral" if cfg.window else "llama"
     architecture = next(name for name, known in LLAMAS.items() if known == kind)
     made: dict[str, Any] = {
         "architectures": [architecture], "model_type": kind, "vocab_size": cfg.vocab_size,

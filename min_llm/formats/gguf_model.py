@@ -200,9 +200,10 @@ def metadata_of(cfg: ModelConfig) -> dict[str, Any]:
     if isinstance(cfg, gpt2.Config):
         arch, extra = "gpt2", {"attention.layer_norm_epsilon": np.float32(cfg.norm_eps)}
     elif type(cfg) is llama.Config:
-        if cfg.window:
+        if cfg.window or cfg.qk_norm or not cfg.gated:
             raise UserError(
-                "A sliding window cannot be said in a GGUF file of this architecture; write a folder."
+                "A llama with window or qk_norm, or without a gate, is not written as GGUF. With a gate it can be a "
+                "folder."
             )
         arch = "qwen2" if cfg.qkv_bias else "llama"
         extra = {

@@ -97,6 +97,8 @@ TABLES: dict[str, dict[str, Line]] = {
         "bq": _llama("self_attn.q_proj.bias", "attn_q.bias", "vector"),
         "bk": _llama("self_attn.k_proj.bias", "attn_k.bias", "vector"),
         "bv": _llama("self_attn.v_proj.bias", "attn_v.bias", "vector"),
+        "q_norm": _llama("self_attn.q_norm.weight", "attn_q_norm.weight", "vector"),
+        "k_norm": _llama("self_attn.k_norm.weight", "attn_k_norm.weight", "vector"),
         "wo": _llama("self_attn.o_proj.weight", "attn_output.weight", inputs=2),
         "mlp_norm": _llama("post_attention_layernorm.weight", "ffn_norm.weight", "vector"),
         "w_gate": _llama("mlp.gate_proj.weight", "ffn_gate.weight"),

@@ -5,6 +5,9 @@
                   x += w_down · (silu(w_gate·n) ∘ w_up·n),             n = rms_norm(x)      SwiGLU
     logits = head · rms_norm(x)
 
+Relatives of Llama are this model with a field set: `window` (Mistral), `qkv_bias` (Qwen2), `qk_norm` (Qwen3). What
+Llama's own choices are worth is seen without them: `gated`, n_kv_heads, rope_theta (apps/ablations).
+
 Shapes: b batch, s sequence, d model dimension, h query heads, g key-value heads, k head dimension, f hidden,
 v vocabulary.
 """
@@ -21,6 +24,7 @@ from jaxtyping import Array, Float
 from min_llm.config import UserError
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
+from min_llm.nn.activations import gelu
 from min_llm.nn.batch import Batch
 from min_llm.nn.dropout import dropout, split
 from min_llm.nn.gated import gated
@@ -40,13 +44,19 @@ class Config(ModelConfig):
     n_heads: int = 8
     n_kv_heads: int = 4
     head_dim: int = 0  # 0: dim / n_heads
-    hidden_dim: int = 0  # 0: 8/3 dim, rounded up to a multiple of 32
+    hidden_dim: int = (
+        0  # 0: 8/3 dim, rounded up to a multiple of 32; without a gate 4 dim, as many parameters
+    )
     rope_theta: float = 500_000.0
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     window: int | None = None  # sliding-window attention, as in Mistral; Llama has none
     qkv_bias: bool = False  # biases of queries, keys and values, as in Qwen2; Llama has none
+    qk_norm: bool = (
+        False  # RMSNorm of each head's query and key before they are rotated, as in Qwen3; Llama has none
+    )
+    gated: bool = True  # SwiGLU; without the gate the network is w_down · gelu(w_up·n), as in GPT-2
     init_std: float = 0.02
 
     family = "llama"
@@ -55,7 +65,8 @@ class Config(ModelConfig):
         if not self.head_dim and self.n_heads > 0:
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if not self.hidden_dim:
-            object.__setattr__(self, "hidden_dim", -(-8 * self.dim // 3 // 32) * 32)
+            wide = -(-8 * self.dim // 3 // 32) * 32 if self.gated else 4 * self.dim
+            object.__setattr__(self, "hidden_dim", wide)
 
     def checked(self, path: str = "model") -> Config:
         if min(self.n_layers, self.dim, self.n_heads, self.n_kv_heads) < 1:
@@ -79,9 +90,11 @@ class Layer:
     bq: Any  # these three None without qkv_bias
     bk: Any
     bv: Any
+    q_norm: Any  # these two None without qk_norm
+    k_norm: Any
     wo: Any
     mlp_norm: Any
-    w_gate: Any
+    w_gate: Any  # None where the network has no gate
     w_up: Any
     w_down: Any
 
@@ -103,6 +116,9 @@ def layer_spec(cfg: Config) -> Layer:
     def bias(heads: int, name: str) -> Param | None:
         return Param((heads, k), (name, "head_dim"), None, "bias") if cfg.qkv_bias else None
 
+    def norm_of_heads() -> Param | None:
+        return Param((k,), (None,), None, "norm", fill=1.0) if cfg.qk_norm else None
+
     return Layer(
         attn_norm=Param((d,), (None,), None, "norm", fill=1.0),
         wq=Param((d, h, k), ("embed", "heads", "head_dim"), std, "matrix"),
@@ -111,9 +127,11 @@ def layer_spec(cfg: Config) -> Layer:
         bq=bias(h, "heads"),
         bk=bias(g, "kv_heads"),
         bv=bias(g, "kv_heads"),
+        q_norm=norm_of_heads(),
+        k_norm=norm_of_heads(),
         wo=Param((h, k, d), ("heads", "head_dim", "embed"), out, "matrix"),
         mlp_norm=Param((d,), (None,), None, "norm", fill=1.0),
-        w_gate=Param((d, f), ("embed", "hidden"), std, "matrix"),
+        w_gate=Param((d, f), ("embed", "hidden"), std, "matrix") if cfg.gated else None,
         w_up=Param((d, f), ("embed", "hidden"), std, "matrix"),
         w_down=Param((f, d), ("hidden", "embed"), out, "matrix"),
     )
@@ -173,6 +191,8 @@ def attention(
 ) -> tuple[Float[Array, "b s d"], Any]:
     n = axes.shard(rms_norm(x, w.attn_norm, cfg.norm_eps), "batch", "seq", "features")
     q, k, v = map(plus, dots("bsd,dhk->bshk", n, w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv))
+    if cfg.qk_norm:
+        q, k = rms_norm(q, w.q_norm, cfg.norm_eps), rms_norm(k, w.k_norm, cfg.norm_eps)
     q, k = rotate(q, *rope), rotate(k, *rope)
     out, cache = cache.attend(i, q, k, v, mask, runtime)
     return dot("bshk,hkd->bsd", out, w.wo, "batch", "residual", "features"), cache
@@ -180,7 +200,10 @@ def attention(
 
 def mlp(w: Layer, cfg: Config, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     n = axes.shard(rms_norm(x, w.mlp_norm, cfg.norm_eps), "batch", "seq", "features")
-    return gated(n, w.w_gate, w.w_up, w.w_down)
+    if cfg.gated:
+        return gated(n, w.w_gate, w.w_up, w.w_down)
+    hidden = gelu(dot("bsd,df->bsf", n, w.w_up))
+    return dot("bsf,fd->bsd", hidden, w.w_down, "batch", "residual", "features")
 
 
 def _llama3(n_layers: int, dim: int, n_heads: int, hidden_dim: int, **changes: Any) -> Config:

@@ -40,6 +40,10 @@ class Config(llama.Config):
 
     def checked(self, path: str = "model") -> Config:
         super().checked(path)
+        if not self.gated:
+            raise UserError(
+                f"'{path}.gated' is false, but experts are SwiGLU networks. Remove it, or train a llama."
+            )
         if not 1 <= self.experts_per_token <= self.n_experts:
             raise UserError(
                 f"'{path}.experts_per_token' is {self.experts_per_token}; it must be between 1 and "

@@ -23,6 +23,8 @@ from min_llm.reference.attention import attend, attend_backward, build_mask
 from min_llm.reference.layers import (
     einsum,
     einsum_backward,
+    gelu,
+    gelu_backward,
     linear,
     linear_backward,
     rms_norm,
@@ -46,7 +48,11 @@ def shapes(cfg):
     layer = {"attn_norm": (d,), "wq": (d, h, k), "wk": (d, g, k), "wv": (d, g, k), "wo": (h, k, d)}
     if getattr(cfg, "qkv_bias", False):
         layer |= {"bq": (h, k), "bk": (g, k), "bv": (g, k)}
-    layer |= {"mlp_norm": (d,), "w_gate": (d, f), "w_up": (d, f), "w_down": (f, d)}
+    if getattr(cfg, "qk_norm", False):
+        layer |= {"q_norm": (k,), "k_norm": (k,)}
+    layer |= {"mlp_norm": (d,), "w_up": (d, f), "w_down": (f, d)}
+    if getattr(cfg, "gated", True):
+        layer |= {"w_gate": (d, f)}
     tree = {"embed": (v, d), "layers": [dict(layer) for _ in range(cfg.n_layers)], "final_norm": (d,)}
     return tree if cfg.tie_embeddings else {**tree, "head": (d, v)}
 
@@ -107,38 +113,69 @@ def visible(cfg, batch, past=None):
 def attention_block(x, p, cfg, angles, mask, past=None):
     h = rms_norm(x, p["attn_norm"], cfg.norm_eps)
     growth = rope_growth(cfg.rope_scaling)
-    q = rope(linear(QUERY, h, p, "wq", "bq"), angles, growth)  # biases: Qwen2 alone
-    k = rope(linear(KEY, h, p, "wk", "bk"), angles, growth)
+    dq, dq_norm = head_norm_backward(rope(dq, -angles, growth), plain[0], p, "q_norm", cfg)
+    dk, dk_norm = head_norm_backward(rope(dk, -angles, growth), plain[1], p, "k_norm", cfg)
+    dh_q, dquery = linear_backward(QUERY, dq, h, p, "wq", "bq")
+    dh_k, dkey = linear_backward(KEY, dk, h, p, "wk", "bk")
     v = linear(KEY, h, p, "wv", "bv")
     if past is not None:  # decoding: earlier keys and values are read, not computed again
         k, v = (np.concatenate(pair, axis=1) for pair in zip(past, (k, v), strict=True))
     o = attend(q, k, v, mask)
-    return x + einsum(OUT, o, p["wo"]), (x, h, q, k, v, o)
+    return x + einsum(OUT, o, p["wo"]), (x, h, q, k, v, o, plain)
 
 
 def attention_block_backward(dy, saved, p, cfg, angles, mask):
-    x, h, q, k, v, o = saved
+    x, h, q, k, v, o, plain = saved
     do, dwo = einsum_backward(OUT, dy, o, p["wo"])
     dq, dk, dv = attend_backward(do, q, k, v, mask)
+<<<<<<< HEAD
     growth = rope_growth(cfg.rope_scaling)
     dh_q, dquery = linear_backward(QUERY, rope(dq, -angles, growth), h, p, "wq", "bq")
     dh_k, dkey = linear_backward(KEY, rope(dk, -angles, growth), h, p, "wk", "bk")
+=======
+    dq, dq_norm = head_norm_backward(rope(dq, -angles), plain[0], p, "q_norm", cfg)
+    dk, dk_norm = head_norm_backward(rope(dk, -angles), plain[1], p, "k_norm", cfg)
+    dh_q, dquery = linear_backward(QUERY, dq, h, p, "wq", "bq")
+    dh_k, dkey = linear_backward(KEY, dk, h, p, "wk", "bk")
+>>>>>>> 79ff473adf1e9b9e7ccab6c78a972d313302fe23
     dh_v, dvalue = linear_backward(KEY, dv, h, p, "wv", "bv")
     dx, dnorm = rms_norm_backward(dh_q + dh_k + dh_v, x, p["attn_norm"], cfg.norm_eps)
-    return dy + dx, {"attn_norm": dnorm, **dquery, **dkey, **dvalue, "wo": dwo}
+    return dy + dx, {"attn_norm": dnorm, **dquery, **dkey, **dvalue, **dq_norm, **dk_norm, "wo": dwo}
+
+
+def head_norm(x, p, name, cfg):
+    """RMSNorm over the K of each head where the model has it, one scale for all heads: Qwen3 alone (arXiv 2505.09388,
+    sec. 2). Queries and keys then have one length, and no score can outgrow the product of their scales."""
+    return rms_norm(x, p[name], cfg.norm_eps) if name in p else x
+
+
+def head_norm_backward(dy, x, p, name, cfg):
+    if name not in p:
+        return dy, {}
+    dx, dscale = rms_norm_backward(dy, x, p[name], cfg.norm_eps)
+    return dx, {name: dscale}
 
 
 # x + MLP(RMSNorm(x)): SwiGLU, down(silu(gate) * up). Shazeer 2020 (arXiv 2002.05202), eq. 6 -----------------
+# Without a gate it is GPT-2's down(gelu(up)).
 
 
 def mlp_block(x, p, cfg):
     h = rms_norm(x, p["mlp_norm"], cfg.norm_eps)
-    gate, up = einsum(UP, h, p["w_gate"]), einsum(UP, h, p["w_up"])
+    up = einsum(UP, h, p["w_up"])
+    if "w_gate" not in p:
+        return x + einsum(DOWN, gelu(up), p["w_down"]), (x, h, None, up)
+    gate = einsum(UP, h, p["w_gate"])
     return x + einsum(DOWN, silu(gate) * up, p["w_down"]), (x, h, gate, up)
 
 
 def mlp_block_backward(dy, saved, p, cfg):
     x, h, gate, up = saved
+    if gate is None:
+        dgelu, ddown = einsum_backward(DOWN, dy, gelu(up), p["w_down"])
+        dh, dup = einsum_backward(UP, gelu_backward(dgelu, up), h, p["w_up"])
+        dx, dnorm = rms_norm_backward(dh, x, p["mlp_norm"], cfg.norm_eps)
+        return dy + dx, {"mlp_norm": dnorm, "w_up": dup, "w_down": ddown}
     dproduct, ddown = einsum_backward(DOWN, dy, silu(gate) * up, p["w_down"])
     dh_gate, dgate = einsum_backward(UP, silu_backward(dproduct * up, gate), h, p["w_gate"])
     dh_up, dup = einsum_backward(UP, dproduct * silu(gate), h, p["w_up"])

@@ -64,6 +64,9 @@ class TrainConfig:
     order: Literal["shuffled", "random"] = option(
         "shuffled", "windows of an epoch in a shuffled order, or random offsets as nanoGPT takes them"
     )
+    document_mask: bool = option(
+        True, "attend within a document alone; false: across the documents of a row (validation always masks)"
+    )
     log_every: int = option(10, "steps between lines of metrics")
     eval_every: int = option(200, "steps between validations; 0: only at the end")
     eval_tokens: int = option(0, "validation tokens a validation scores; 0: the whole split")
@@ -86,7 +89,7 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     every: int = option(200, "steps between samples during training; 0: only at the end")
-    prompts: tuple[str, ...] = option(("\n",), "what each sample continues")
+    prompts: tuple[str, ...] = option(("\n",), "what each sample continues; empty: no samples")
     max_tokens: int = option(100, "tokens of a sample")
     temperature: float = option(0.8, "0: greedy")
 

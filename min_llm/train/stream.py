@@ -6,6 +6,8 @@ text of the epoch that the ramp falls into may then come twice, or not before th
 
 from __future__ import annotations
 
+import dataclasses
+
 from min_llm.config import UserError
 from min_llm.data.loader import batch
 from min_llm.data.mixture import Mixture
@@ -34,6 +36,14 @@ class Stream:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, on the host."""
+        made = self._masked(step)
+        return (
+            made
+            if self.cfg.train.document_mask
+            else dataclasses.replace(made, segment_ids=None, positions=None)
+        )
+
+    def _masked(self, step: int) -> Batch:
         span = self.ramp.at(step)
         rows, place = span.batch_size, span.row(step)
         if self.mixtures:

@@ -23,7 +23,7 @@ from min_llm.nn import axes, context, ring
 from min_llm.nn.leaves import dot
 from min_llm.nn.norm import rms_norm
 from min_llm.parallel.mesh import MeshConfig, coordinates
-from min_llm.spec import leaves
+from min_llm.spec import map_spec
 from notes.figures.drawing import (
     BLUE,
     GREEN,
@@ -78,9 +78,9 @@ def layouts(cfg):
 
     with jax.sharding.use_abstract_mesh(mesh):
         x = array((ROWS, PLACES, MODEL.dim), ("batch", "residual", "features"))
-        named = dict(leaves(llama.layer_spec(MODEL)))
-        params = {name: array(p.shape, p.axes) for name, p in named.items()}
-        activations = jax.eval_shape(run, x, llama.Layer(**params, bq=None, bk=None, bv=None))
+        layer = map_spec(lambda p: array(p.shape, p.axes), llama.layer_spec(MODEL))
+        params = {name: a for name, a in vars(layer).items() if a is not None}
+        activations = jax.eval_shape(run, x, layer)
     specs = {name: a.sharding.spec for name, a in (params | activations).items()}
     gathered = {f"{name}, gathered": axes.without(specs[name], "fsdp") for name in ("wq", "w_gate", "w_down")}
     return specs | gathered | {"k, gathered": axes.without(specs["k"], "cp")}

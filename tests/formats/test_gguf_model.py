@@ -134,7 +134,9 @@ def test_stretched_frequencies_that_are_not_known_are_refused(tmp_path):
 
 def test_what_gguf_cannot_say_is_refused(tmp_path):
     for cfg, message in (
-        (dataclasses.replace(LLAMA, window=7), "sliding window"),
+        (dataclasses.replace(LLAMA, window=7), "with window or qk_norm"),
+        (dataclasses.replace(LLAMA, qk_norm=True), "with window or qk_norm"),
+        (dataclasses.replace(LLAMA, gated=False), "without a gate"),
         (mixtral.Config(n_layers=1, dim=16, n_heads=4, n_kv_heads=2, vocab_size=20), "mixtral"),
     ):
         with pytest.raises(UserError, match=message):

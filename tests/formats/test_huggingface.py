@@ -30,6 +30,7 @@ MODELS = {
     ),
     "mistral": dataclasses.replace(LLAMA, window=7),
     "qwen2": dataclasses.replace(LLAMA, qkv_bias=True),
+    "qwen3": dataclasses.replace(LLAMA, qk_norm=True, head_dim=8),
     "gpt2": GPT2,
 }
 
@@ -136,7 +137,7 @@ def test_a_folder_without_its_shard_or_with_pickles_is_refused(tmp_path, folder)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["Qwen3ForCausalLM"]}, "'Qwen3ForCausalLM'; these can be read"),
+        ({"architectures": ["Gemma3ForCausalLM"]}, "'Gemma3ForCausalLM'; these can be read"),
         ({"architectures": None, "model_type": "bert"}, "architecture None"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
         ({"attention_bias": True}, "attention_bias: True"),
@@ -193,3 +194,11 @@ def test_families_that_others_do_not_have_are_refused(tmp_path):
     cfg = mixtral.Config(n_layers=1, dim=16, n_heads=4, n_kv_heads=2, vocab_size=20)
     with pytest.raises(UserError, match="mixtral"):
         configs.to_json(cfg, "float32")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"gated": False}, {"qk_norm": True, "window": 7}, {"qk_norm": True, "qkv_bias": True}]
+)
+def test_a_llama_that_others_do_not_have_is_refused(changes):
+    with pytest.raises(UserError, match="no architecture of others"):
+        configs.to_json(dataclasses.replace(LLAMA, **changes), "float32")

@@ -46,6 +46,8 @@ CASES = {
         packed(),
     ),
     "llama, biases as in qwen2": (llama(qkv_bias=True), SCANNED, packed()),
+    "llama, norms of heads as in qwen3": (llama(qk_norm=True), SCANNED, packed()),
+    "llama, no gate": (llama(gated=False), UNROLLED, rows()),
     "mixtral": (MIXTRAL, UNROLLED, packed()),
     "mixtral, three of five, tied": (
         dataclasses.replace(MIXTRAL, experts_per_token=3, tie_embeddings=True),

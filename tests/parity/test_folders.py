@@ -32,6 +32,7 @@ MODELS = {
     "mistral, no window": ("Mistral", SIZES | {"sliding_window": None}),
     "qwen2, biases": ("Qwen2", SIZES),
     "qwen2.5, tied": ("Qwen2", SIZES | TIED | {"rope_parameters": PLAIN | {"rope_theta": 1e6}}),
+    "qwen3, norms of heads": ("Qwen3", SIZES | {"head_dim": 16}),
     "gpt2": ("GPT2", GPT2),
     "gpt2, another hidden size": ("GPT2", GPT2 | {"n_inner": 80, "layer_norm_epsilon": 1e-6}),
 }  # fmt: skip
