@@ -121,7 +121,9 @@ def run_on(mesh: Mesh | None, cfg: RunConfig) -> tuple[bool, Path]:
             if processes.primary():
                 write_report(folder, running=True)
 
-        hooks = [sampling_hook(folder, cfg, task, data), Hook("report", cfg.train.eval_every, report)]
+        hooks = [Hook("report", cfg.train.eval_every, report)]
+        if cfg.sample.prompts:
+            hooks.insert(0, sampling_hook(folder, cfg, task, data))
         if (final := task.final) is not None:
             hooks.insert(0, Hook("final", 0, lambda _, params: final(params)))
         try:

@@ -2,10 +2,12 @@
 
 A cell is finished when its metrics hold the validation of its last step; it is read then and never run again. One that
 was stopped or killed goes on from its own checkpoint, as every run does, so a kill costs at most what lies behind that.
+One whose loss stopped being finite is finished, too, and the others go on: its loss is measured, and it is infinite.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from min_llm.config import UserError
@@ -13,7 +15,8 @@ from min_llm.reporting import reporter
 from min_llm.scaling.fits import Measured
 from min_llm.scaling.grid import Cell
 from min_llm.train.config import RunConfig
-from min_llm.train.history import column, read_rows
+from min_llm.train.history import column, events, read_rows
+from min_llm.train.loop import TrainingStopped
 
 
 def run_sweep(cells: Sequence[Cell], train: Callable[[RunConfig], bool]) -> bool:
@@ -26,8 +29,11 @@ def run_sweep(cells: Sequence[Cell], train: Callable[[RunConfig], bool]) -> bool
             f"Cell {i} of {len(cells)}: {cell.budget:.3g} FLOPs, {cell.parameters:,} parameters, "
             f"{cell.run.train.steps:,} steps, {cell.folder}"
         )
-        if not train(cell.run):
-            return False
+        try:
+            if not train(cell.run):
+                return False
+        except TrainingStopped as error:
+            reporter().warn(f"{cell.run.name} diverged. {error}")
         if loss_of(cell) is None:
             raise UserError(
                 f"{cell.folder} has trained to its end, but metrics.jsonl has no validation of the last step. Remove "
@@ -37,9 +43,12 @@ def run_sweep(cells: Sequence[Cell], train: Callable[[RunConfig], bool]) -> bool
 
 
 def loss_of(cell: Cell) -> float | None:
-    """Validation loss after its last step, over the whole split, in nats per token; None before that."""
-    kind = "final" if cell.run.train.eval_tokens else "val"
-    return dict(column(read_rows(cell.folder)[0], kind, "loss")).get(float(cell.run.train.steps))
+    """Validation loss after its last step, over the whole split, in nats per token; infinite where training diverged;
+    None before that."""
+    rows, kind = read_rows(cell.folder)[0], "final" if cell.run.train.eval_tokens else "val"
+    if events(rows, "not finite"):
+        return math.inf
+    return dict(column(rows, kind, "loss")).get(float(cell.run.train.steps))
 
 
 def results(cells: Sequence[Cell]) -> list[Measured]:

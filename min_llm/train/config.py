@@ -86,7 +86,7 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     every: int = option(200, "steps between samples during training; 0: only at the end")
-    prompts: tuple[str, ...] = option(("\n",), "what each sample continues")
+    prompts: tuple[str, ...] = option(("\n",), "what each sample continues; empty: no samples")
     max_tokens: int = option(100, "tokens of a sample")
     temperature: float = option(0.8, "0: greedy")
 
