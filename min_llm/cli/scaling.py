@@ -120,6 +120,9 @@ def show_curves(curves: tuple[Parabola, ...]) -> None:
         (f"{c.budget:.3g}", f"{c.optimum:.3g}", f"{c.tokens[0]:.3g} to {c.tokens[1]:.3g}", f"{c.loss:.4f}",
          f"{c.curvature:.4f}", "interior" if c.interior else "NOT interior") for c in curves
     ], right=(0, 1, 2, 3, 4))  # fmt: skip
+    for c in curves:
+        if c.diverged:
+            say(f"{c.budget:.3g} FLOPs: {c.diverged} runs diverged; the curve leaves them out.")
 
 
 def words(prediction: Any) -> str:

@@ -113,10 +113,9 @@ def visible(cfg, batch, past=None):
 def attention_block(x, p, cfg, angles, mask, past=None):
     h = rms_norm(x, p["attn_norm"], cfg.norm_eps)
     growth = rope_growth(cfg.rope_scaling)
-    dq, dq_norm = head_norm_backward(rope(dq, -angles, growth), plain[0], p, "q_norm", cfg)
-    dk, dk_norm = head_norm_backward(rope(dk, -angles, growth), plain[1], p, "k_norm", cfg)
-    dh_q, dquery = linear_backward(QUERY, dq, h, p, "wq", "bq")
-    dh_k, dkey = linear_backward(KEY, dk, h, p, "wk", "bk")
+    plain = linear(QUERY, h, p, "wq", "bq"), linear(KEY, h, p, "wk", "bk")  # biases: Qwen2 alone
+    q = rope(head_norm(plain[0], p, "q_norm", cfg), angles, growth)
+    k = rope(head_norm(plain[1], p, "k_norm", cfg), angles, growth)
     v = linear(KEY, h, p, "wv", "bv")
     if past is not None:  # decoding: earlier keys and values are read, not computed again
         k, v = (np.concatenate(pair, axis=1) for pair in zip(past, (k, v), strict=True))
@@ -128,16 +127,11 @@ def attention_block_backward(dy, saved, p, cfg, angles, mask):
     x, h, q, k, v, o, plain = saved
     do, dwo = einsum_backward(OUT, dy, o, p["wo"])
     dq, dk, dv = attend_backward(do, q, k, v, mask)
-<<<<<<< HEAD
     growth = rope_growth(cfg.rope_scaling)
-    dh_q, dquery = linear_backward(QUERY, rope(dq, -angles, growth), h, p, "wq", "bq")
-    dh_k, dkey = linear_backward(KEY, rope(dk, -angles, growth), h, p, "wk", "bk")
-=======
-    dq, dq_norm = head_norm_backward(rope(dq, -angles), plain[0], p, "q_norm", cfg)
-    dk, dk_norm = head_norm_backward(rope(dk, -angles), plain[1], p, "k_norm", cfg)
+    dq, dq_norm = head_norm_backward(rope(dq, -angles, growth), plain[0], p, "q_norm", cfg)
+    dk, dk_norm = head_norm_backward(rope(dk, -angles, growth), plain[1], p, "k_norm", cfg)
     dh_q, dquery = linear_backward(QUERY, dq, h, p, "wq", "bq")
     dh_k, dkey = linear_backward(KEY, dk, h, p, "wk", "bk")
->>>>>>> 79ff473adf1e9b9e7ccab6c78a972d313302fe23
     dh_v, dvalue = linear_backward(KEY, dv, h, p, "wv", "bv")
     dx, dnorm = rms_norm_backward(dh_q + dh_k + dh_v, x, p["attn_norm"], cfg.norm_eps)
     return dy + dx, {"attn_norm": dnorm, **dquery, **dkey, **dvalue, **dq_norm, **dk_norm, "wo": dwo}

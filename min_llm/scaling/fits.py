@@ -26,7 +26,8 @@ LOST = 0.05  # share of resamples without a minimum beyond which an interval mea
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One finished run: FLOPs it was given, parameters, training tokens, validation loss in nats per token."""
+    """One finished run: FLOPs it was given, parameters, training tokens, validation loss in nats per token (infinite
+    where training diverged)."""
 
     budget: float
     parameters: int
@@ -37,13 +38,15 @@ class Measured:
 @dataclasses.dataclass(frozen=True)
 class Parabola:
     """The IsoFLOP curve of one budget. optimum: tokens at its vertex; loss: its value there; curvature: nats per
-    (ln tokens)²; tokens: the fewest and the most that were measured."""
+    (ln tokens)²; tokens: the fewest and the most that were measured; diverged: runs that are left out, since no
+    parabola passes through an infinite loss."""
 
     budget: float
     optimum: float
     loss: float
     curvature: float
     tokens: Interval
+    diverged: int = 0
 
     @property
     def interior(self) -> bool:
@@ -174,6 +177,7 @@ class _Curve:
     budget: float
     tokens: Float[np.ndarray, " runs"]
     losses: Float[np.ndarray, " runs"]
+    diverged: int
 
     @property
     def centre(self) -> float:
@@ -192,12 +196,14 @@ def _curves(runs: Sequence[Measured]) -> list[_Curve]:
     curves = []
     for budget in sorted({run.budget for run in runs}):
         tokens, losses = np.array([(r.tokens, r.loss) for r in runs if r.budget == budget]).T
-        if len(set(tokens)) < 3:
+        finite = np.isfinite(losses)
+        if len(set(tokens[finite])) < 3:
             raise UserError(
-                f"The budget of {budget:.3g} FLOPs has runs of {len(set(tokens))} sizes; a parabola needs three, and "
+                f"The budget of {budget:.3g} FLOPs has runs of {len(set(tokens[finite]))} sizes"
+                f"{'' if finite.all() else f' beside {(~finite).sum()} that diverged'}; a parabola needs three, and "
                 "its interval four. Add sizes to the grid."
             )
-        curves.append(_Curve(budget, tokens, losses))
+        curves.append(_Curve(budget, tokens[finite], losses[finite], int((~finite).sum())))
     return curves
 
 
@@ -209,7 +215,7 @@ def _vertex(curve: _Curve, coefficients: np.ndarray) -> Parabola:
         at = np.float64(-slope) / (2 * curvature)
         optimum, loss = float(np.exp(curve.centre + at)), float(constant - curvature * at**2)
     ends = (float(curve.tokens.min()), float(curve.tokens.max()))
-    return Parabola(curve.budget, optimum, loss, curvature, ends)
+    return Parabola(curve.budget, optimum, loss, curvature, ends, curve.diverged)
 
 
 def _why_not(curve: Parabola) -> str:

@@ -21,7 +21,8 @@ def _about(cell: Cell) -> str:
 
 
 def loss_of(cell: Cell) -> float | None:
-    """Validation loss after its last step, over the whole split, in nats per token; None before that."""
+    """Validation loss after its last step, over the whole split, in nats per token; infinite where training diverged;
+    None before that."""
     return last_loss(cell.run)
 
 
