@@ -1,4 +1,4 @@
-"""Curation against datatrove, and its classifier against fastText: `python -m bench.data`.
+"""Curation against datatrove, its classifier against fastText, and what a batch costs: `python -m bench.data`.
 
 The text is what anyone can have: modules of Python's standard library and leads of Wikipedia in three languages, and
 for extraction the pages of LibreOffice's help as Debian ships them. Both sides get the same .jsonl files.
@@ -21,6 +21,8 @@ Equal work as far as it goes:
                 are the sources of the texts; the area under the curve is on held-out documents
     pipeline    datatrove's three stages of MinHash with an executor each; ours also writes the report
 
+Batches (bench/batches.py) have no peer: `--only batches` needs no .venv-peers.
+
 Steps that datatrove has not (KL), has only as stages over files (exact duplicates, lines) or downloads the lists of
 (dirty words) have a speed and no ratio.
 """
@@ -39,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import results
+from bench import batches, results
 from bench.race import say, timed
 from bench.results import median_and_spread
 from min_llm import machine, reporting
@@ -187,21 +189,10 @@ def classifiers(peer: Child, args: Any) -> list[results.Row]:
     ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--megabytes", type=float, default=8.0, help="of text")
-    parser.add_argument("--pages", type=int, default=200, help="of HTML")
-    parser.add_argument("--rounds", type=int, default=5, help="of a step")
-    parser.add_argument("--pipelines", type=int, default=3, help="rounds of the pipeline and the classifier")
-    parser.add_argument("--tries", type=int, default=3, help="times that a disturbed block is made at most")
-    parser.add_argument("--into", type=Path, default=results.RESULTS, help="folder of the result file")
-    parser.add_argument("--dry", action="store_true", help="write no results")
-    args = parser.parse_args()
+def curated(args: Any) -> tuple[list[results.Row], dict[str, str]]:
+    """The rows of curation, and the versions of the peers."""
     reporting.reporter().info("reading the sources")
-
-    with machine.exclusive(say), ExitStack() as stack:
+    with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ours = stack.enter_context(
             Child([sys.executable, "-m", "bench.curation"], name="ours", cwd=results.ROOT)
@@ -223,6 +214,29 @@ def main() -> int:
             rows += shown(stage(name, ours, None, size, args))
         rows += shown(pipelines(folder / "text", ours, peer, size, args))
         rows += shown(classifiers(peer, args))
+    return rows, versions
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=("curation", "batches"), help="one part instead of both")
+    parser.add_argument("--megabytes", type=float, default=8.0, help="of text")
+    parser.add_argument("--pages", type=int, default=200, help="of HTML")
+    parser.add_argument("--rounds", type=int, default=5, help="of a step, and of batches")
+    parser.add_argument("--pipelines", type=int, default=3, help="rounds of the pipeline and the classifier")
+    parser.add_argument("--tries", type=int, default=3, help="times that a disturbed block is made at most")
+    parser.add_argument("--into", type=Path, default=results.RESULTS, help="folder of the result file")
+    parser.add_argument("--dry", action="store_true", help="write no results")
+    args = parser.parse_args()
+    rows: list[results.Row] = []
+    versions: dict[str, str] = {}
+    with machine.exclusive(say):
+        if args.only != "batches":
+            rows, versions = curated(args)
+        if args.only != "curation":
+            rows += shown(batches.rows(args.rounds))
     if not args.dry:
         say(f"wrote {results.write('data', rows, versions=versions, into=args.into)}")
     return 0

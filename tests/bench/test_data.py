@@ -1,8 +1,11 @@
 """bench.data: what is timed does its work, and rows say how much of it."""
 
 import json
+import types
 
-from bench import curation, data
+import numpy as np
+
+from bench import batches, curation, data
 
 
 def test_a_stage_is_timed_over_what_was_loaded(tmp_path):
@@ -38,3 +41,21 @@ def test_the_corpus_is_shards_of_every_source(tmp_path, monkeypatch):
         len(files) == data.FILES and 100_000 < size < 400_000
     )  # whole documents, of this Python's library too
     assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_batches_are_what_they_are_called(monkeypatch):
+    monkeypatch.setattr(batches, "TOKENS", 1 << 16)
+    kinds = batches.kinds()
+    plain, documents, mixed = (make(3) for make in kinds.values())
+    assert all(b.tokens.shape == (batches.ROWS, batches.LENGTH) for b in (plain, documents, mixed))
+    assert plain.segment_ids is None and documents.segment_ids.max() > 1 and mixed.segment_ids.max() > 1
+    assert not np.array_equal(documents.tokens, mixed.tokens)
+    assert 0 < batches.seconds(kinds["batch, plain"], 3) < 1
+
+
+def test_rows_of_batches_are_shares_of_their_own_round():
+    training = types.SimpleNamespace(parameters=7, runtime=types.SimpleNamespace(dtype="float32"))
+    found = {r["metric"]: r for r in batches._rows("x", [(1, 10, 0), (2, 200, 2), (3, 10, 1)], training)}
+    assert found["batch_seconds"]["ours"] == 2 and found["step_seconds"]["ours"] == 10
+    assert found["batch_of_step"]["ours"] == 0.1 and found["batch_of_step"]["spread"] == [0.01, 0.3]
+    assert found["wait_of_step"]["ours"] == 0.01 and found["wait_of_step"]["target"] == 0.01
