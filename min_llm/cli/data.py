@@ -135,6 +135,28 @@ def mix(
         print(line)
 
 
+@app.command()
+def needles(
+    out: Annotated[Path, typer.Argument(help="the .jsonl file to write; it is a source then")],
+    haystack: Annotated[str, typer.Option(help="text to put the needles into: a source, as for prepare")],
+    documents: Annotated[int, typer.Option(help="how many to make")] = 4000,
+    length: Annotated[int, typer.Option(help="bytes of a document, at most")] = 1000,
+    density: Annotated[float, typer.Option(help="share of the bytes that needles and questions take")] = 0.6,
+    asks: Annotated[int, typer.Option(help="questions about each needle")] = 1,
+    seed: Annotated[int, typer.Option(help="of keys, values and places")] = 0,
+    field: Annotated[str, typer.Option(help="field that holds the text (.jsonl, .parquet, hf)")] = "text",
+) -> None:
+    """Write documents that state needles and ask for them, to train long contexts on. `min-llm eval --task needles`
+    measures what a model has learned from them."""
+    from min_llm.data import needles as made
+    from min_llm.data.sources import documents as texts
+    from min_llm.platform import write_atomic
+
+    lines = made.documents(texts(haystack, field), documents, length, seed, density, asks)
+    write_atomic(out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in lines))
+    print(out)
+
+
 def _boundaries(prepared: Prepared) -> str:
     """The first tokens, each ended by |, line ends visible."""
     ids = prepared.train.plain[:SHOWN_TOKENS].tolist()

@@ -1,4 +1,4 @@
-"""`min-llm eval`: how well a model predicts text, chooses answers, or writes them."""
+"""`min-llm eval`: how well a model predicts text, chooses answers, writes them, or finds what a text said."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from min_llm.cli.models import say, show
+from min_llm.config import UserError
 
 if TYPE_CHECKING:
     from min_llm.evals.intervals import Accuracy
+    from min_llm.evals.needles import Grid
     from min_llm.infer.engine import Engine
     from min_llm.infer.load import Loaded
 
@@ -22,6 +24,7 @@ class Task(StrEnum):
     perplexity = "perplexity"
     choices = "choices"
     exact = "exact"
+    needles = "needles"
 
 
 def evaluate(
@@ -30,13 +33,14 @@ def evaluate(
         str,
         typer.Argument(
             help="perplexity: text (.txt, .jsonl, .parquet, or a source of `min-llm data list`); choices: .jsonl of "
-            "context, choices, answer (an index); exact: .jsonl of prompt, answer (text, or several)"
+            "context, choices, answer (an index); exact: .jsonl of prompt, answer (text, or several); needles: text that "
+            "the model was not trained on, as for perplexity"
         ),
     ],
     task: Annotated[Task, typer.Option(help="what FILE holds and is measured")] = Task.perplexity,
     stride: Annotated[int, typer.Option(help="perplexity: tokens scored in a window; 0: all of them")] = 0,
     field: Annotated[
-        str, typer.Option(help="perplexity: the field of .jsonl or .parquet that is text")
+        str, typer.Option(help="perplexity, needles: the field of .jsonl or .parquet that is text")
     ] = "text",
     delimiter: Annotated[str, typer.Option(help="choices: what stands between context and choice")] = " ",
     max_tokens: Annotated[int, typer.Option(help="exact: of an answer")] = 64,
@@ -44,6 +48,15 @@ def evaluate(
         list[str] | None, typer.Option(help=r"exact: ends an answer, again for more; default \n")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="exact: prompts are messages of a user")] = False,
+    lengths: Annotated[str, typer.Option(help="needles: tokens of the texts, as 128,256")] = "",
+    depths: Annotated[int, typer.Option(help="needles: how many, from the beginning to the end")] = 5,
+    trials: Annotated[int, typer.Option(help="needles: texts of each length and depth")] = 8,
+    inserted: Annotated[int, typer.Option(help="needles: how many are in a text (paper: 1, and 4)")] = 1,
+    asked: Annotated[
+        int, typer.Option(help="needles: how many of those are asked for (paper: 1, and 2)")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="needles: of keys, values and places")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="needles: a .png to draw the recall in")] = None,
     model_len: Annotated[
         int, typer.Option(help="tokens of a window or of prompt and answer; 0: the context")
     ] = 0,
@@ -56,6 +69,8 @@ def evaluate(
     import json
 
     from min_llm import platform
+    from min_llm.data.sources import documents
+    from min_llm.evals.needles import longer, needles, spread
     from min_llm.infer.engine import Engine
     from min_llm.infer.load import load
     from min_llm.infer.options import EngineConfig
@@ -64,11 +79,18 @@ def evaluate(
     platform.use_compilation_cache()
     loaded = load(model, step)
     reporter().info(f"{loaded.about}, {loaded.cfg.family}: {task.value} of {file}")
+    sizes = whole_numbers(lengths) if task is Task.needles else ()
+    if sizes:
+        loaded = longer(loaded, max(sizes))
     engine = Engine(loaded, EngineConfig(model_len=model_len, warm=False), release=True)
     if task is Task.perplexity:
         rows, facts = perplexity(engine, file, field, stride)
     elif task is Task.choices:
         rows, facts = choices(engine, loaded, Path(file), delimiter)
+    elif task is Task.needles:
+        texts = documents(file, field)
+        grid = needles(engine, texts, sizes, spread(depths), trials, seed, inserted, asked, loaded.opening)
+        rows, facts = recall(grid, loaded.about, picture)
     else:
         rows, facts = exact(engine, loaded, Path(file), max_tokens, stop or ["\n"], chat)
     show(("", "value", "95 % interval"), [
@@ -128,6 +150,27 @@ def exact(
     found = exact(engine, prompts, tasks, max_tokens, stop)
     rows = [accuracy("exact match", found.strict), accuracy("exact match, normalised", found.normalised)]
     return rows, {"questions": len(tasks), "texts": found.texts}
+
+
+def recall(grid: Grid, about: str, picture: Path | None) -> tuple[list[Row], dict[str, Any]]:
+    import dataclasses
+
+    from min_llm.evals.figure import draw
+
+    if picture is not None:
+        draw(grid, f"Needles found by {about}").savefig(picture, dpi=130)
+    rows = [accuracy(f"recall, {length:,} tokens", grid.at(length)) for length in grid.lengths]
+    return rows, {"questions": sum(grid.at(length).count for length in grid.lengths)} | dataclasses.asdict(
+        grid
+    )
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """ "128,256" -> (128, 256)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--lengths is {text!r}; give the tokens of the texts to try, for example 128,256.")
+    return tuple(map(int, parts))
 
 
 def accuracy(what: str, found: Accuracy) -> Row:

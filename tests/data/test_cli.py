@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from min_llm import reporting
 from min_llm.cli.data import app
 from min_llm.config import UserError
+from min_llm.data.sources import documents
 
 runner = CliRunner()
 
@@ -67,6 +68,15 @@ def test_mix_says_what_each_phase_takes(folder, tmp_path):
     assert first.startswith("0 to 64 tokens: story 100.00% (") and "sums" not in first
     assert second.startswith("64 to 800 tokens: story 2") and " epochs), sums 7" in second
     assert "has no data.mix" in str(run("mix", "train.steps=1").exception)
+
+
+def test_needles_are_a_source(folder, tmp_path):
+    out = tmp_path / "needles.jsonl"
+    words = ("needles", out, "--haystack", tmp_path / "story.txt", "--documents", 3, "--length", 500)
+    assert run(*words, "--seed", 1).stdout.strip() == str(out)
+    texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    assert len(texts) == 3 and all("Remember" in text and "there was a token." in text for text in texts)
+    assert list(documents(str(out))) == texts
 
 
 @pytest.mark.parametrize(
