@@ -1,9 +1,9 @@
 """From raw text to what every later step reads: curated text by source, a tokenizer, documents with needles.
 
-    curated/              what `min-llm data curate` leaves of all sources together, and its report
-    text/NAME.jsonl       the same, source by source
-    text/retrieval-N.jsonl  documents with needles, of about N tokens
-    tokenizer.json        learned from the training text
+curated/              what `min-llm data curate` leaves of all sources together, and its report
+text/NAME.jsonl       the same, source by source
+text/retrieval-N.jsonl  documents with needles, of about N tokens
+tokenizer.json        learned from the training text
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def curate(cfg: HerdConfig) -> dict[str, Any]:
     lay_out(cfg, sorted(folder.glob("[0-9]*.jsonl.gz")))
     return {
         "steps": [
-            {"name": s["name"], "seen": s["seen"], "kept": s["kept"], "dropped": s["dropped"]} for s in report["steps"]
+            {"name": s["name"], "seen": s["seen"], "kept": s["kept"], "dropped": s["dropped"]}
+            for s in report["steps"]
         ],
         "sources": {name: row["kept"] for name, row in report["steps"][-1]["sources"].items()},
     }
@@ -62,7 +63,9 @@ def text(cfg: HerdConfig, *phases: tuple[Mapping[str, float], int | None], lengt
     """What a training reads: phases of (mix, tokens seen at its end). length: of the documents with needles, in
     tokens; sources that the mix does not weigh are validated on and not trained on."""
     length = length or base_length(cfg)
-    weighed = [name for name in [*cfg.sources, RETRIEVAL] if name != RETRIEVAL or any(name in m for m, _ in phases)]
+    weighed = [
+        name for name in [*cfg.sources, RETRIEVAL] if name != RETRIEVAL or any(name in m for m, _ in phases)
+    ]
     files = {name: cfg.folder / "text" / f"{name}.jsonl" for name in cfg.sources}
     files[RETRIEVAL] = cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl"
     return DataConfig(
@@ -110,10 +113,16 @@ def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, An
     lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])
     text_of = hay.text("train").decode(errors="replace")
     for number, length in enumerate(lengths):
-        made = needles.documents([text_of], cfg.retrieval.documents, int(length * bytes_per_token(hay)), cfg.seed + number)
+        made = needles.documents(
+            [text_of], cfg.retrieval.documents, int(length * bytes_per_token(hay)), cfg.seed + number
+        )
         with replacing(cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl") as file:
             for at, document in enumerate(made):
-                file.write((json.dumps({"name": f"{length}-{at}", "text": document}, ensure_ascii=False) + "\n").encode())
+                file.write(
+                    (
+                        json.dumps({"name": f"{length}-{at}", "text": document}, ensure_ascii=False) + "\n"
+                    ).encode()
+                )
     return {"lengths": list(lengths), "documents": cfg.retrieval.documents}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Recipe:
         grid = score.grid(self.cfg, loaded, lengths, self.held_out)
         write_atomic(folder(run) / "needles.json", grid.to_json())
         short = score.loss(self.cfg, loaded, data.base_length(self.cfg), self.held_out)["loss"]
-        return Measured(short, {length: grid.share(length) for length in lengths})
+        return Measured(short, {n: grid.at(n).correct / grid.at(n).count for n in lengths})
 
     def context_runs(self) -> list[RunConfig]:
         """Of all stages and their extensions, as they were run."""
@@ -123,7 +124,7 @@ class Recipe:
 
     def needles(self, model: Path) -> Facts:
         lengths = self.cfg.context.lengths or (data.base_length(self.cfg),)
-        return {"grid": score.grid(self.cfg, load_model(model), lengths, self.held_out).to_mapping()}
+        return {"grid": json.loads(score.grid(self.cfg, load_model(model), lengths, self.held_out).to_json())}
 
 
 def folder(run: RunConfig) -> Path:
@@ -135,7 +136,9 @@ def agree(cfg: HerdConfig) -> None:
     path, now = cfg.folder / "config.yaml", config_lib.dump(cfg)
     if path.exists():
         was, given = (config_lib.flatten(tree) for tree in (config_lib.read(path), now))
-        changed = [k for k in sorted(was.keys() | given.keys()) if was.get(k) != given.get(k) and k not in FREE]
+        changed = [
+            k for k in sorted(was.keys() | given.keys()) if was.get(k) != given.get(k) and k not in FREE
+        ]
         if changed:
             raise UserError(
                 f"{cfg.folder} holds a recipe with other settings ({', '.join(changed[:5])}). Give another name=NAME, "

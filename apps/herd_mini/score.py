@@ -10,7 +10,7 @@ from apps.herd_mini.config import HerdConfig
 from min_llm.data.prepare import prepare_corpus
 from min_llm.data.prepared import Corpus
 from min_llm.evals.baselines import baselines
-from min_llm.evals.needles import Grid, needles
+from min_llm.evals.needles import Grid, longer, needles
 from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded, load
 from min_llm.infer.options import EngineConfig
@@ -30,10 +30,12 @@ def loss(cfg: HerdConfig, loaded: Loaded, seq_len: int, held_out: Corpus) -> dic
 
 
 def grid(cfg: HerdConfig, loaded: Loaded, lengths: tuple[int, ...], held_out: Corpus) -> Grid:
-    """Needles in the held-out text of the haystack's source."""
+    """Needles in the held-out text of the haystack's source, also at lengths that the model was not trained on."""
     hay = held_out.parts[cfg.retrieval.haystack].text("val").decode(errors="replace")
-    engine = Engine(loaded, EngineConfig(model_len=max(lengths), warm=False), release=True)
-    return needles(engine, [hay], lengths, cfg.needles.depths, cfg.needles.trials, seed=cfg.seed + 1)
+    depths = [i / max(cfg.needles.depths - 1, 1) for i in range(cfg.needles.depths)]
+    model = longer(loaded, max(lengths))
+    engine = Engine(model, EngineConfig(model_len=max(lengths) + 1, warm=False))
+    return needles(engine, [hay], lengths, depths, cfg.needles.trials, cfg.seed, opening=loaded.opening)
 
 
 def models(cfg: HerdConfig, folders: dict[str, Path], held_out: Corpus) -> dict[str, Any]:

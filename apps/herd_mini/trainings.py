@@ -16,7 +16,6 @@ from min_llm import models, spec
 from min_llm.config import UserError
 from min_llm.data.prepare import DataConfig
 from min_llm.plan.flops import flops_per_token
-from min_llm.recipe.context import Stage
 from min_llm.recipe.journal import Facts
 from min_llm.scaling import fits
 from min_llm.scaling.grid import ScalingConfig
@@ -26,7 +25,9 @@ from min_llm.train.ramp import Ramp
 WARMUP = 0.05  # share of the steps
 
 
-def build(cfg: HerdConfig, name: str, text: DataConfig, model: Mapping[str, Any], **sections: Any) -> RunConfig:
+def build(
+    cfg: HerdConfig, name: str, text: DataConfig, model: Mapping[str, Any], **sections: Any
+) -> RunConfig:
     """A run from the settings that all share and its own."""
     own = {"name": name, "out": str(cfg.folder / "runs"), "seed": cfg.seed, "data": config_lib.dump(text)}
     sized = {"vocab_size": data.load_tokenizer(cfg).vocab_size, **model}
@@ -76,7 +77,11 @@ def choose(cfg: HerdConfig, runs: Sequence[fits.Measured]) -> Facts:
     wanted = found.predict(cfg.pretrain.flops)
     nearest = min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / wanted.parameters)))
     law = {"exponent": found.law.exponent, "coefficient": found.law.coefficient, "r2": found.law.r2}
-    law |= {"exponent_interval": found.exponent_interval, "tokens": wanted.tokens, "tokens_interval": wanted.interval}
+    law |= {
+        "exponent_interval": found.exponent_interval,
+        "tokens": wanted.tokens,
+        "tokens_interval": wanted.interval,
+    }
     return facts | {"law": law | {"parameters": wanted.parameters}, "refused": None, "chosen": nearest}
 
 
@@ -109,9 +114,9 @@ def pretrain(cfg: HerdConfig, rung: Rung) -> RunConfig:
     )
 
 
-def anneal(cfg: HerdConfig, last: Stage | None, start: RunConfig) -> RunConfig:
-    """The last tokens, in rows of the last stage's length: the rate of the stages goes to 0, and checkpoints stay."""
-    begin = last.run if last else start
+def anneal(cfg: HerdConfig, begin: RunConfig, start: RunConfig) -> RunConfig:
+    """The last tokens, in rows as long as the last stage's: the rate of the stages goes to 0, and checkpoints stay.
+    begin: the run whose weights it takes; start: that of pretraining."""
     t, rate = begin.train, start.optim.lr * cfg.context.lr
     steps = max(cfg.anneal.checkpoints, round(cfg.anneal.tokens / (t.batch_size * t.seq_len)))
     every = steps // cfg.anneal.checkpoints

@@ -20,13 +20,17 @@ OPTIONS = 4
 KEPT = 2  # letters of the word on either side of the cut
 
 
-def cloze(texts: Iterable[str], count: int, before: int = 80, after: int = 16, seed: int = 0) -> list[Question]:
+def cloze(
+    texts: Iterable[str], count: int, before: int = 80, after: int = 16, seed: int = 0
+) -> list[Question]:
     """`count` questions with 4 options, the same for the same texts and seed: `before` characters, then `after` of them,
     a length that all options have. White space is made single spaces. They are scored with the delimiter "".
     UserError where the texts have too few passages that a cut leaves in the middle of a word in small letters.
     """
     if before < KEPT or after < KEPT:
-        raise UserError(f"Passages of {before} + {after} characters were asked for; both must be at least {KEPT}.")
+        raise UserError(
+            f"Passages of {before} + {after} characters were asked for; both must be at least {KEPT}."
+        )
     passages = [p for text in texts for p in _passages(" ".join(text.split()), before, after)]
     endings = list(dict.fromkeys(end for _, end in passages))
     if len(passages) < count or len(endings) < OPTIONS:
@@ -48,7 +52,11 @@ def _passages(text: str, before: int, after: int) -> list[tuple[str, str]]:
     """(beginning, end) of the passages that are cut within a word."""
     cuts = range(before, len(text) - after + 1, before + after)
     around = [(at, text[at - KEPT : at + KEPT]) for at in cuts]
-    return [(text[at - before : at], text[at : at + after]) for at, word in around if word.isalpha() and word.islower()]
+    return [
+        (text[at - before : at], text[at : at + after])
+        for at, word in around
+        if word.isalpha() and word.islower()
+    ]
 
 
 def _question(context: str, right: str, endings: Sequence[str], random: np.random.Generator) -> Question:

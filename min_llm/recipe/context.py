@@ -33,7 +33,9 @@ class ContextConfig:
     recover: float = option(
         0.01, "share by which the short-context loss may lie above that before the stages"
     )
-    recall: float = option(1.0, "share of the needles to be found at each length")
+    recall: float = option(
+        1.0, "share of the needles to be found at each length; 0: they are looked for and do not decide"
+    )
     lr: float = option(0.3, "constant learning rate, as a share of the run's peak")
     warmup: int = option(20, "steps of its warmup: the optimizer's moments begin anew")
 
@@ -48,11 +50,11 @@ class ContextConfig:
             self.tokens < 1
             or self.more <= 0
             or self.tries < 0
-            or not 0 < self.recall <= 1
+            or not 0 <= self.recall <= 1
             or self.recover < 0
         ):
             raise UserError(
-                "'tokens' and 'more' must be above 0, 'tries' and 'recover' 0 or more, 'recall' above 0 and at most 1."
+                "'tokens' and 'more' must be above 0, 'tries' and 'recover' 0 or more, 'recall' from 0 to 1."
             )
 
 
