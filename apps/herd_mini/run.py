@@ -79,6 +79,7 @@ class Recipe:
         step("score", lambda: score.models(cfg, folders, self.held_out))
         step("baselines", lambda: score.without_network(self.held_out))
         step("needles-final", lambda: self.needles(cfg.folder / "model"))
+        step("samples", lambda: score.samples(cfg, cfg.folder / "model", self.held_out))
         return report.write(cfg)
 
     def size(self) -> Facts:

@@ -10,12 +10,14 @@ from apps.herd_mini.config import HerdConfig
 from min_llm.data.prepare import prepare_corpus
 from min_llm.data.prepared import Corpus
 from min_llm.evals.baselines import baselines
-from min_llm.evals.needles import Grid, longer, needles
+from min_llm.evals.needles import Grid, longer, needles, spread
 from min_llm.infer.engine import Engine
 from min_llm.infer.load import Loaded, load
 from min_llm.infer.options import EngineConfig
 from min_llm.train.evaluate import Evaluator
 from min_llm.train.pretrain import score
+
+PROMPT, WRITTEN = 24, 80  # tokens of a sample
 
 
 def corpus(cfg: HerdConfig) -> Corpus:
@@ -32,10 +34,17 @@ def loss(cfg: HerdConfig, loaded: Loaded, seq_len: int, held_out: Corpus) -> dic
 def grid(cfg: HerdConfig, loaded: Loaded, lengths: tuple[int, ...], held_out: Corpus) -> Grid:
     """Needles in the held-out text of the haystack's source, also at lengths that the model was not trained on."""
     hay = held_out.parts[cfg.retrieval.haystack].text("val").decode(errors="replace")
-    depths = [i / max(cfg.needles.depths - 1, 1) for i in range(cfg.needles.depths)]
     model = longer(loaded, max(lengths))
     engine = Engine(model, EngineConfig(model_len=max(lengths) + 1, warm=False))
-    return needles(engine, [hay], lengths, depths, cfg.needles.trials, cfg.seed, opening=loaded.opening)
+    return needles(
+        engine,
+        [hay],
+        lengths,
+        spread(cfg.needles.depths),
+        cfg.needles.trials,
+        cfg.seed,
+        opening=loaded.opening,
+    )
 
 
 def models(cfg: HerdConfig, folders: dict[str, Path], held_out: Corpus) -> dict[str, Any]:
@@ -49,3 +58,14 @@ def models(cfg: HerdConfig, folders: dict[str, Path], held_out: Corpus) -> dict[
 def without_network(held_out: Corpus) -> dict[str, Any]:
     """xz -9 and a Kneser-Ney 5-gram, each knowing the training text of the source that it is scored on."""
     return {name: baselines(part) for name, part in held_out.parts.items()}
+
+
+def samples(cfg: HerdConfig, model: Path, held_out: Corpus) -> dict[str, Any]:
+    """What the model makes of the beginning of a held-out document of each source."""
+    loaded, found = load(model), []
+    for name, part in held_out.parts.items():
+        begin = int(part.val.starts[1]) if part.val.n_documents > 1 else 0
+        prompt = [int(token) for token in part.val.tokens[begin + 1 : begin + 1 + PROMPT]]
+        text = loaded.generate(prompt, WRITTEN, temperature=0.8, seed=cfg.seed)
+        found.append({"source": name, "prompt": loaded.tokenizer.decode(prompt), "text": text})
+    return {"samples": found}

@@ -144,9 +144,10 @@ def curve(
     log: bool = False,
     zero: bool = False,
     tall: bool = False,
+    over: str = "step",
 ) -> str:
-    """A figure of lines over steps. log: logarithmic values; zero: the scale starts at 0. Points that are not finite
-    are gaps. An empty string when nothing can be drawn."""
+    """A figure of lines over steps, or what else `over` names. log: logarithmic values; zero: the scale starts at 0.
+    Points that are not finite are gaps. An empty string when nothing can be drawn."""
     finite = [(x, y) for s in series for x, y in s.points if math.isfinite(y) and (y > 0 or not log)]
     if not finite:
         return ""
@@ -169,6 +170,7 @@ def curve(
     )
     data = {
         "x": [x_axis.lo, x_axis.hi],
+        "over": over,
         "series": [
             {"name": s.name, "colour": s.colour, "points": [[x, fmt(y)] for x, y in thin(s.points)]}
             for s in series
