@@ -8,7 +8,7 @@ from min_llm.evals.needles import Grid
 
 
 def draw(grid: Grid, title: str) -> Figure:
-    """Lengths to the right, depths downwards as one reads; red is 0 and green is 1, and each cell says its percentage."""
+    """Lengths to the right, depths downwards as one reads; each cell says its percentage."""
     size = (2.2 + 0.8 * len(grid.lengths), 1.8 + 0.45 * len(grid.depths))
     figure = Figure(figsize=(max(size[0], 4.5), size[1]), layout="constrained")
     axis = figure.subplots()
