@@ -16,7 +16,8 @@ def draw(grid: Grid, title: str) -> Figure:
     image = axis.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
     for j, row in enumerate(values):
         for i, value in enumerate(row):
-            axis.text(i, j, f"{100 * value:.0f}", ha="center", va="center", fontsize=8)
+            colour = "black" if 0.15 < value < 0.85 else "white"  # the ends of the scale are dark
+            axis.text(i, j, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(grid.lengths)), [f"{length:,}" for length in grid.lengths])
     axis.set_yticks(range(len(grid.depths)), [f"{100 * depth:.0f}" for depth in grid.depths])
     axis.set(xlabel="tokens of the text", ylabel="depth of the needle, %")

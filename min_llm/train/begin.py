@@ -23,7 +23,10 @@ from min_llm.train.ramp import Ramp
 from min_llm.train.run import Run, load_config
 from min_llm.train.step import init_state
 
-ROTARY = ("rope_theta", "rope_scaling")  # changed so that a longer context can be learned (Llama 3 section 3.4.2)
+ROTARY = (
+    "rope_theta",
+    "rope_scaling",
+)  # changed so that a longer context can be learned (Llama 3 section 3.4.2)
 FREE = ("dropout", "max_seq_len", "init_std", "vocab_size", *ROTARY)  # what may differ from the source's
 
 
@@ -45,7 +48,9 @@ def with_model(cfg: RunConfig) -> RunConfig:
         )
     for name in ROTARY:
         if ours.get(name) != theirs.to_mapping().get(name):
-            reporter().info(f"model.{name}: {theirs.to_mapping()[name]} in {cfg.init_from}, {ours[name]} from now on")
+            reporter().info(
+                f"model.{name}: {theirs.to_mapping()[name]} in {cfg.init_from}, {ours[name]} from now on"
+            )
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=theirs.vocab_size))
 
 
