@@ -33,8 +33,8 @@ def evaluate(
         str,
         typer.Argument(
             help="perplexity: text (.txt, .jsonl, .parquet, or a source of `min-llm data list`); choices: .jsonl of "
-            "context, choices, answer (an index); exact: .jsonl of prompt, answer (text, or several); needles: text that "
-            "the model was not trained on, as for perplexity"
+            "context, choices, answer (an index); exact: .jsonl of prompt, answer (text, or several); needles: text "
+            "that the model was not trained on, as for perplexity"
         ),
     ],
     task: Annotated[Task, typer.Option(help="what FILE holds and is measured")] = Task.perplexity,

@@ -85,10 +85,8 @@ def needles(
             f"The longest text has {max(lengths)} tokens; this engine has room for {engine.model_len - 1}. Give it a "
             "longer model_len, or ask for shorter texts."
         )
-    hay, rng = (
-        sentences(haystack),
-        random.Random(f"evaluation {seed}"),
-    )  # a training set has its seed as a number
+    hay = sentences(haystack)
+    rng = random.Random(f"evaluation {seed}")  # of training documents the seed is a number: other draws
     encode = engine.tokenizer.encode
 
     def cell(length: int, depth: float) -> Iterator[Pair]:

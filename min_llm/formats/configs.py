@@ -97,17 +97,17 @@ def _kind(given: Mapping[str, Any]) -> str:
 
 
 def _scaling(rope: Mapping[str, Any], given: Mapping[str, Any], where: Any) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind: Any = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
-    if kind not in OWN_FIELDS:
+    if str(kind) not in OWN_FIELDS:
         raise UserError(
             f"{where} scales its rotary embedding by {kind!r}, which is not implemented here "
             f"({', '.join(OWN_FIELDS)} are)."
         )
     fields = {ours: theirs for ours, theirs in ROPE_FIELDS.items() if ours in ("factor", *OWN_FIELDS[kind])}
     try:
-        settings = {
+        settings: dict[str, Any] = {
             ours: float(rope[theirs]) for ours, theirs in fields.items() if rope.get(theirs) is not None
         }
     except (TypeError, ValueError) as error:

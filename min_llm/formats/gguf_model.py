@@ -115,7 +115,7 @@ def _scaling(
     file: gguf.File, value: Callable[..., Any], head_dim: int, theta: float, path: Path
 ) -> RopeScaling | None:
     """The settings that the file says, or whose factors are those of the file."""
-    kind = value("rope.scaling.type", "none") or "none"
+    kind: Any = value("rope.scaling.type", "none") or "none"
     if kind not in ("none", "linear", "yarn"):
         raise UserError(f"{path} scales its rotary embedding by {kind!r}, which is not read.")
     grows = ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor")
@@ -125,7 +125,7 @@ def _scaling(
         )
     if kind != "none":
         own = [name for name in OWN_FIELDS[kind] if value(GGUF_FIELDS[name], None) is not None]
-        settings = {name: _decimal(value(GGUF_FIELDS[name])) for name in ("factor", *own)}
+        settings: dict[str, Any] = {name: _decimal(value(GGUF_FIELDS[name])) for name in ("factor", *own)}
         if kind == "yarn":
             settings["original_context"] = int(settings.get("original_context", value("context_length")))
         return RopeScaling(kind=kind, **settings)

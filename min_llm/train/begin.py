@@ -16,6 +16,7 @@ from min_llm.formats import model as other
 from min_llm.models import ModelConfig
 from min_llm.nn import axes
 from min_llm.quant.quantize import is_quantized
+from min_llm.reporting import reporter
 from min_llm.tokenizers import Tokenizer
 from min_llm.train.config import RunConfig
 from min_llm.train.optim import optimizer
@@ -23,8 +24,11 @@ from min_llm.train.ramp import Ramp
 from min_llm.train.run import Run, load_config
 from min_llm.train.step import init_state
 
-# What may differ from the source's; the rotary settings when a longer context is learned (Llama 3 section 3.4.2).
-FREE = ("dropout", "max_seq_len", "init_std", "vocab_size", "rope_theta", "rope_scaling")
+ROTARY = (
+    "rope_theta",
+    "rope_scaling",
+)  # changed so that a longer context can be learned (Llama 3 section 3.4.2)
+FREE = ("dropout", "max_seq_len", "init_std", "vocab_size", *ROTARY)  # what may differ from the source's
 
 
 def with_model(cfg: RunConfig) -> RunConfig:
@@ -43,6 +47,11 @@ def with_model(cfg: RunConfig) -> RunConfig:
         raise UserError(
             f"init_from={cfg.init_from} is another model than the one configured. Leave out 'model', or set {wrong}."
         )
+    for name in ROTARY:
+        if ours.get(name) != theirs.to_mapping().get(name):
+            reporter().info(
+                f"model.{name}: {theirs.to_mapping()[name]} in {cfg.init_from}, {ours[name]} from now on"
+            )
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=theirs.vocab_size))
 
 

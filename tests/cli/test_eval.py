@@ -11,6 +11,7 @@ from tests import toy_folder
 TEXT = "the theory, in all the rest, he said\n"
 FILES = {
     "text.txt": TEXT * 6,
+    "hay.txt": 6 * "In the theory he had, all was at rest. ",
     "questions.jsonl": '{"context": "the theory", "choices": ["a", "he said"], "answer": 0}\n' * 3,
     "tasks.jsonl": '{"prompt": "the theory", "answer": ["no", "nor this"]}\n' * 2,
 }
@@ -52,3 +53,14 @@ def test_exact(folder):
     assert made["numbers"]["exact match"]["value"] == 0 and len(made["texts"]) == 2 and all(made["texts"])
     with pytest.raises(UserError, match="no chat template"):
         evaluate(folder, "tasks.jsonl", "--task", "exact", "--chat")
+
+
+def test_needles(folder, capsys):
+    """The toy of random weights finds none, and reads texts longer than its context."""
+    longer = ("--lengths", "100,300", "--depths", 2, "--trials", 2, "--picture", folder / "grid.png")
+    made = evaluate(folder, "hay.txt", "--task", "needles", *longer)
+    assert made["lengths"] == [100, 300] and made["depths"] == [0, 1] and made["questions"] == 8
+    assert made["numbers"]["recall, 300 tokens"]["value"] == 0 and made["recall"][1][0]["count"] == 2
+    assert (folder / "grid.png").stat().st_size > 5000 and "recall, 100 tokens" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--lengths is ''"):
+        evaluate(folder, "hay.txt", "--task", "needles")

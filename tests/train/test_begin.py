@@ -63,7 +63,7 @@ def test_a_run_from_a_folder_and_a_run_from_that_run(source, tmp_path):
     assert equal(run("again", tmp_path / "first", "optim.lr=1e-30", "optim.weight_decay=0")[2], first)
 
 
-def test_another_model_than_the_configured_one_is_refused(source):
+def test_another_model_than_the_configured_one_is_refused(source, capsys):
     folder, _ = source
     with pytest.raises(UserError, match=r"Leave out 'model', or set model\.dim=32"):
         begin.with_model(config(folder, folder / "model", "model.dim=64", "model.n_layers=2"))
@@ -78,6 +78,12 @@ def test_another_model_than_the_configured_one_is_refused(source):
         config(folder, folder / "model", *longer, "model.max_seq_len=128", "model.dropout=0.1")
     )
     assert (cfg.model.max_seq_len, cfg.model.dropout, cfg.model.vocab_size) == (128, 0.1, 300)
+    assert capsys.readouterr().err == ""
+    stretched = ("model.rope_theta=2e6", "model.rope_scaling={kind: yarn, factor: 2, original_context: 64}")
+    cfg = begin.with_model(config(folder, folder / "model", *longer, *stretched))
+    assert cfg.model.rope_theta == 2e6 and cfg.model.rope_scaling.kind == "yarn"
+    said = capsys.readouterr().err
+    assert "model.rope_theta: 500000.0 in" in said and "2000000.0 from now on" in said
     with pytest.raises(UserError, match=r"no run folder, Hugging Face folder or GGUF file"):
         begin.with_model(config(folder, "nowhere"))
 
