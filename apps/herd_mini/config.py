@@ -30,7 +30,8 @@ class Retrieval:
     """Documents with needles (min_llm/data/needles.py), made of the training text of one source."""
 
     haystack: str = option("", "the source whose sentences stand between the needles")
-    documents: int = option(2000, "of each length")
+    documents: int = option(2000, "of each length and kind")
+    asks: int = option(2, "questions about each needle")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 curated/              what `min-llm data curate` leaves of all sources together, and its report
 text/NAME.jsonl       the same, source by source
-text/retrieval-N.jsonl  documents with needles, of about N tokens
+text/retrieval-N.jsonl  documents with needles and lists, of about N tokens
 tokenizer.json        learned from the training text
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -108,21 +109,21 @@ def bytes_per_token(part: Prepared) -> float:
 
 
 def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, Any]:
-    """Documents with needles for the rows of every stage, with their haystack from the training text."""
+    """Documents with needles for the rows of every stage, with their haystack from the training text, and as many with
+    lists said again and again: from needles alone a small model does not learn to look back within minutes."""
     hay = parts[cfg.retrieval.haystack]
-    lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])
     text_of = hay.text("train").decode(errors="replace")
+    lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])
     for number, length in enumerate(lengths):
-        made = needles.documents(
-            [text_of], cfg.retrieval.documents, int(length * bytes_per_token(hay)), cfg.seed + number
+        size, seed = int(length * bytes_per_token(hay)), cfg.seed + number
+        made = zip(
+            needles.documents([text_of], cfg.retrieval.documents, size, seed, asks=cfg.retrieval.asks),
+            needles.lists(cfg.retrieval.documents, size, seed),
+            strict=True,
         )
         with replacing(cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl") as file:
-            for at, document in enumerate(made):
-                file.write(
-                    (
-                        json.dumps({"name": f"{length}-{at}", "text": document}, ensure_ascii=False) + "\n"
-                    ).encode()
-                )
+            for text in itertools.chain.from_iterable(made):
+                file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
     return {"lengths": list(lengths), "documents": cfg.retrieval.documents}
 
 

@@ -84,7 +84,7 @@ def render(cfg: HerdConfig) -> str:
         budget=cfg.pretrain.flops,
         isoflop=picture(isoflop(steps["size"]), "loss by training tokens for each budget, with fitted parabolas"),
         loss=Markup(loss_figure(chain, runs / "gpt2")),
-        before=steps["context-before"] if "context-before" in steps else None,
+        before=steps.get("context-before"),
         stages=[stage(runs, steps, name) for name in stages(steps)],
         recover=cfg.context.recover,
         grids=[picture(draw_needles(grid, title), title) for title, grid in grids(cfg, steps)],
@@ -171,7 +171,7 @@ def cards(
     perfect = [n for n, share in recall(steps).items() if share == 1]
     count = spec.count(models.spec(model))
     return [
-        Card("bits per byte", f"{scores[FINAL]['all text']:.3f}", "", "of held-out text of all sources; less is better"),
+        Card("bits per byte", f"{scores[FINAL]['all text']:.3f}", "", "of all held-out text; less is better"),
         Card("parameters", figures.number(count), "", f"{count:,}, embeddings included; chosen by the scaling law"
              if steps["size"]["law"] else f"{count:,}, embeddings included"),
         Card("tokens", figures.number(tokens), "", "trained on in all stages"),
@@ -239,9 +239,14 @@ def loss_figure(chain: Sequence[Path], gpt2: Path) -> str:
         other = [(row["tokens"], row["loss"]) for row in history.read_rows(gpt2)[0] if row["kind"] == "train"]
         series.append(Series("GPT-2, smoothed", figures.smooth(other), "b"))
     return figures.curve(
-        "Training loss", series, unit="nats a token, over tokens seen", fmt=lambda y: f"{y:.3f}", marks=marks, tall=True,
+        "Training loss",
+        series,
+        unit="nats a token, over tokens seen",
+        fmt=lambda y: f"{y:.3f}",
+        marks=marks,
+        tall=True,
         over="token",
-    )  # fmt: skip
+    )
 
 
 def grids(cfg: HerdConfig, steps: dict[str, Any]) -> Iterator[tuple[str, Grid]]:

@@ -165,10 +165,9 @@ def gpt2(cfg: HerdConfig, start: RunConfig, later: Sequence[RunConfig], final: R
 def _widths(start: RunConfig) -> list[models.ModelConfig]:
     """GPT-2s as deep and with as many heads, of every width that the heads divide."""
     ours: Any = start.model
+    heads: int = ours.n_heads
+    shared = {"vocab_size": ours.vocab_size, "max_seq_len": start.train.seq_len, "n_layers": ours.n_layers}
     return [
-        models.gpt2.Config(
-            vocab_size=ours.vocab_size, max_seq_len=start.train.seq_len, n_layers=ours.n_layers, dim=8 * k * ours.n_heads,
-            n_heads=ours.n_heads,
-        )
-        for k in range(1, 1 + 2 * ours.dim // (8 * ours.n_heads))
-    ]  # fmt: skip
+        models.gpt2.Config(**shared, n_heads=heads, dim=dim)
+        for dim in range(8 * heads, 2 * ours.dim + 1, 8 * heads)
+    ]

@@ -107,6 +107,24 @@ def documents(
         yield _document(hay, length, density, asks, rng)
 
 
+def lists(count: int, length: int, seed: int) -> Iterator[str]:
+    """`count` documents of at most `length` bytes that say a list of the same words again and again.
+
+    Whoever looks back for the word before it knows all but the first round, so that nearly every token teaches what
+    finding a needle needs (induction heads: Olsson et al. 2022, arXiv 2209.11895). Raises UserError for a length that
+    does not hold a short list twice.
+    """
+    shortest = 6  # words
+    longest = min(len(KEYS + WORDS), length // (2 * (1 + max(map(len, KEYS + WORDS)))))
+    if longest < shortest:
+        raise UserError(f"Lists of {length} bytes are too short to be said twice; make them 120 or longer.")
+    rng = random.Random(f"lists {seed}")
+    for _ in range(count):
+        words = rng.sample(KEYS + WORDS, rng.randint(shortest, longest))
+        text = " ".join(words * (length // sum(map(_size, words)) + 1))
+        yield text[: text.rindex(" ", 0, length)] + "\n"
+
+
 def _document(hay: Sequence[str], length: int, density: float, asks: int, rng: random.Random) -> str:
     placed: list[tuple[float, str]] = []  # where in the document, from 0 to 1; what
     room = length * density
