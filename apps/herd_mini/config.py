@@ -126,7 +126,7 @@ def load(words: Sequence[str]) -> HerdConfig:
     paths = [w for w in words if "=" not in w]
     if len(paths) > 1:
         raise UserError(f"One configuration file at a time; given: {', '.join(paths)}.")
-    given = config_lib.read(paths[0] if paths else HERE / "config.yaml")
+    given = config_lib.read(paths[0] if paths else HERE / "configs" / "herd.yaml")
     presets = given.pop("presets", {})
     chosen = given.pop("preset", "")
     for word in words:
