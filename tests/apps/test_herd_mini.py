@@ -1,0 +1,99 @@
+"""herd_mini: its presets fit together, and a recipe made small runs to its report, once."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from apps.herd_mini import config, data, report, run, trainings
+from bench.results import ROOT
+from min_llm.config import UserError
+from min_llm.data.mix import check_phases
+from min_llm.train.ramp import Ramp
+
+PRESETS = ("small", "ci", "100M")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fits_together(preset, tmp_path):
+    cfg = config.load([f"preset={preset}", f"out={tmp_path}"])
+    mixes = [cfg.mix, cfg.late_mix, cfg.context_mix, cfg.anneal_mix]
+    for mix in mixes:
+        text = data.text(cfg, (mix, None))
+        check_phases(text.mix, text.sources)
+    assert len(cfg.context.lengths) == 6 and cfg.context.lengths[0] > data.base_length(cfg)
+    assert sum(trainings.real(cfg.mix).values()) == pytest.approx(1) and "retrieval" not in trainings.real(
+        cfg.mix
+    )
+    assert 0 < cfg.sweep.rungs <= len(cfg.ladder) and len(cfg.sweep.budgets) > 1
+
+
+def test_a_preset_and_words_stand_over_the_file():
+    cfg = config.load(["preset=ci", "context.tries=7", "mix={wiki: 0.5, other: 0.5}"])
+    assert cfg.name == "herd-mini-ci" and cfg.context.tries == 7 and set(cfg.sources) == {"wiki", "other"}
+    assert cfg.mix == {"wiki": 0.5, "other": 0.5}  # whole: the file's other shares would make it more than 1
+    assert cfg.run["train"]["seq_len"] == 96 and cfg.run["optim"]["name"] == "muon"
+    with pytest.raises(UserError, match=r"no preset 'big'; the file has"):
+        config.load(["preset=big"])
+    with pytest.raises(UserError, match=r"'mix' weighs 'wiky', which is no source. Did you mean 'wiki'"):
+        config.load(["preset=ci", "mix={wiky: 1.0}"])
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A recipe over this repository's own prose, as small as it can be."""
+    folder = tmp_path_factory.mktemp("herd")
+    files = [ROOT / "README.md", ROOT / "docs" / "decisions.md", *sorted((ROOT / "notes").glob("*.md"))]
+    parts = [part for file in files for part in re.split(r"\n\n+", file.read_text()) if len(part) > 200]
+    for name, some in (("even", parts[::2]), ("odd", parts[1::2])):
+        lines = [json.dumps({"name": f"{name}-{i}", "text": text}) for i, text in enumerate(some)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    both = "{even: 0.5, odd: 0.2, retrieval: 0.3}"
+    return [
+        "preset=ci", f"out={folder}", f"sources={{even: {folder}/even.jsonl, odd: {folder}/odd.jsonl}}", "take=1.0",
+        *(f"{key}={both}" for key in config.MIXES), "retrieval={haystack: even, documents: 60, asks: 1}", "curate={exact: null}",
+        "tokenizer=bpe:300", "held_out=0.1", "sweep.budgets=[7.5e9]", "run.train.batch_size=4", "pretrain.flops=1e10", "pretrain.ramp=[]",
+        "run.model.max_seq_len=160", "run.train.seq_len=160", "context.lengths=[192]", "context.thetas=[2e4]", "context.tokens=2000", "context.recover=1.0",
+        "anneal.tokens=2000", "run.train.eval_tokens=1024", "run.runtime.dtype=float32", "run.log.tensorboard=false",
+    ]  # fmt: skip
+
+
+@pytest.mark.newest
+def test_a_recipe_runs_to_its_report_and_is_not_run_twice(words, monkeypatch):
+    cfg = config.load(words)
+    page = run.Recipe(cfg).run()
+    text = page.read_text()
+    for said in (
+        "bits per byte",
+        "Kneser-Ney",
+        "GPT-2, equal size",
+        "Long context",
+        "No law could be fitted",
+    ):
+        assert said in text
+    assert text.count("data:image/png") == 3 and "data-chart" in text  # the grid, needles twice; the loss
+    steps = {p.stem: json.loads(p.read_text()) for p in (cfg.folder / "steps").glob("*.json")}
+    assert steps["score"]["averaged"]["bits_per_byte"] < 8 and set(steps["score"]) >= {"gpt2", "extended"}
+    start = trainings.pretrain(cfg, cfg.ladder[steps["size"]["chosen"]])
+    assert Ramp.of(start.train).tokens(start.train.steps) == steps["pretrain"]["tokens"]
+
+    monkeypatch.setattr("min_llm.cli.train.run", lambda cfg: pytest.fail("trained again"))
+    assert report.render(cfg) == text and run.Recipe(cfg).run() == page
+    with pytest.raises(UserError, match=r"other settings \(anneal.tokens\). Give another name=NAME"):
+        run.Recipe(config.load([*words, "anneal.tokens=3000"]))
+
+
+@pytest.mark.newest
+def test_a_signal_stops_the_recipe_and_it_goes_on(words, monkeypatch):
+    """After the test above: only the last run is missing then."""
+    cfg = config.load(words)
+    run.Recipe(cfg).run()
+    for name in ("gpt2", "score", "samples"):
+        (cfg.folder / "steps" / f"{name}.json").unlink()
+    monkeypatch.setattr("min_llm.cli.train.run", lambda cfg: (False, None))
+    with pytest.raises(run.Stopped):
+        run.Recipe(cfg).run()
+    monkeypatch.undo()
+    assert run.Recipe(cfg).run().is_file()
