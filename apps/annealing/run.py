@@ -1,0 +1,180 @@
+"""Annealing, averaging and annealing as a probe, measured on a small Llama: rows of results.json.
+
+    python -m apps.annealing.run                          everything: about 20 minutes of one core
+    python -m apps.annealing.run --stages anneal rows     some of it, with what the others have left in runs/annealing
+
+    base      config.yaml: three seeds, at a constant rate to the end
+    probe     `min-llm anneal-probe` from each; its control anneals on the default mix
+    anneal    each base goes on without annealing, and is annealed on a mix with more math
+    rows      reads all of them, and scores means of their last checkpoints
+
+Losses are nats a token on held-out text, scored once for each row; "default" weighs the sources as the default mix does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apps import results
+from apps.annealing import texts
+from bench.results import ROOT, Row
+from min_llm.train import history
+from min_llm.train.average import average, last_steps
+from min_llm.train.pretrain import pretraining
+from min_llm.train.run import load_config
+
+CONFIG = Path(__file__).resolve().parent / "config.yaml"
+OUT = ROOT / "runs/annealing"
+STAGES = ("base", "probe", "anneal", "rows")
+STEPS = 300
+EVERY = 20  # steps between the checkpoints of an annealing
+AVERAGED = 5  # the last checkpoints: 160 of 1,600 steps of a base, 80 of 300 of an annealing
+DEFAULT = {"wiki": 0.6, "plays": 0.35, "math": 0.05}  # config.yaml's mix
+SHARE = 0.3  # of a candidate, and of the math that is added
+UPSAMPLED = {name: (1 - SHARE) * weight + SHARE * (name == "math") for name, weight in DEFAULT.items()}
+FALLING = {
+    "optim.schedule": "linear",
+    "optim.min_lr": 0,
+    "optim.warmup": 0,
+    "data.mix": [{"weights": UPSAMPLED}],
+}
+TRAININGS: dict[str, dict[str, Any]] = {
+    "constant": {"optim.warmup": 0},
+    "math": FALLING,
+    "math-warmup": FALLING | {"optim.warmup": 20},
+}
+CANDIDATES = ("good", "neutral", "junk")
+CONTROL = "control"
+
+
+def base(seed: int) -> Path:
+    return OUT / f"base-{seed}"
+
+
+def going_on(what: str, seed: int) -> Path:
+    """The run that goes on from a base: one of TRAININGS, a candidate or the control of the probe."""
+    if what in TRAININGS:
+        return OUT / f"{what}-{seed}"
+    return OUT / f"probe-{seed}/runs/{what}-{100 + seed}"
+
+
+def train_base(seed: int) -> None:
+    results.train(CONFIG, {"name": base(seed).name, "seed": seed}, OUT)
+
+
+def probe(seed: int) -> None:
+    config = {
+        "name": f"probe-{seed}",
+        "out": str(OUT),
+        "source": str(base(seed)),
+        "candidates": {name: str(OUT / f"texts/{name}.jsonl") for name in CANDIDATES},
+        "share": SHARE,
+        "steps": STEPS,
+        "seeds": [100 + seed],
+        "run": {"checkpoint": {"every": EVERY, "keep_every": EVERY}},
+    }
+    path = OUT / f"probe-{seed}.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    subprocess.run([*results.MIN_LLM, "anneal-probe", str(path)], check=True, cwd=ROOT)
+
+
+def anneal(seed: int) -> None:
+    for what, settings in TRAININGS.items():
+        changes = {
+            "name": going_on(what, seed).name,
+            "seed": 100 + seed,
+            "init_from": base(seed),
+            "data.tokenizer": base(seed) / "tokenizer.json",
+            "train.steps": STEPS,
+            "checkpoint.every": EVERY,
+            "checkpoint.keep_every": 0,
+        }
+        results.train(CONFIG, changes | settings, OUT)
+
+
+def losses(row: Mapping[str, Any]) -> dict[str, float]:
+    """Of a row of validation: the math's, and the default mix's."""
+    default = sum(weight * row[f"loss/{name}"] for name, weight in DEFAULT.items())
+    return {"math": row["loss/math"], "default": default}
+
+
+def of_run(folder: Path) -> dict[str, float]:
+    return losses([row for row in history.read_rows(folder)[0] if row["kind"] == "val"][-1])
+
+
+def of_mean(folder: Path) -> dict[str, float]:
+    """Of the mean of its last checkpoints, scored as the run was."""
+    _, task, _ = pretraining(load_config(folder))
+    return losses(task.validate(average(folder, last_steps(folder, AVERAGED))))
+
+
+def rows(case: str, folders: Sequence[Path], found: Sequence[Mapping[str, float]],
+         against: Sequence[Mapping[str, float]] = ()) -> list[Row]:  # fmt: skip
+    """A row for each loss of a case, of which each folder is a seed; with the differences from another case."""
+    trained = {folder: results.read(folder) for folder in folders}
+    made = []
+    for name in ("math", "default"):
+        values = {folder: losses[name] for folder, losses in zip(folders, found, strict=True)}
+        extra: dict[str, Any] = {}
+        if against:
+            differences = [v - a[name] for v, a in zip(values.values(), against, strict=True)]
+            better = sum(d < 0 for d in differences)
+            extra = {
+                "difference": statistics.mean(differences),
+                "differences": differences,
+                "better": f"{better} of {len(differences)}",
+            }
+        made.append(
+            results.over_seeds(
+                case,
+                f"loss_{name}",
+                "nats/token",
+                list(trained.values()),
+                lambda run: values[run.folder],
+                **extra,
+            )
+        )
+    return made
+
+
+def all_rows(seeds: Sequence[int]) -> list[Row]:
+    folders = {what: [going_on(what, seed) for seed in seeds] for what in (*TRAININGS, *CANDIDATES, CONTROL)}
+    folders["base"] = [base(seed) for seed in seeds]
+    found = {what: [of_run(folder) for folder in some] for what, some in folders.items()}
+    mean = {what: [of_mean(folder) for folder in folders[what]] for what in ("base", CONTROL)}
+    return [
+        *rows("base", folders["base"], found["base"]),
+        *rows("goes on: no annealing", folders["constant"], found["constant"]),
+        *rows("goes on: annealed", folders[CONTROL], found[CONTROL], found["constant"]),
+        *rows("goes on: annealed on more math", folders["math"], found["math"], found["constant"]),
+        *rows("warmup of 20 steps", folders["math-warmup"], found["math-warmup"], found["math"]),
+        *rows("mean of 5: base", folders["base"], mean["base"], found["base"]),
+        *rows("mean of 5: annealed", folders[CONTROL], mean[CONTROL], found[CONTROL]),
+        *(r for c in CANDIDATES for r in rows(f"probe: {c}", folders[c], found[c], found[CONTROL])),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--into", type=Path, help="results file, if not that of this checkout")
+    options = parser.parse_args()
+    texts.write(OUT / "texts")
+    for stage, work in (("base", train_base), ("probe", probe), ("anneal", anneal)):
+        for seed in options.seeds if stage in options.stages else ():
+            work(seed)
+    if "rows" in options.stages:
+        print(f"wrote {results.write('annealing', all_rows(options.seeds), options.into)}")
+
+
+if __name__ == "__main__":
+    main()
