@@ -8,7 +8,7 @@
     anneal    each base goes on without annealing, and is annealed on a mix with more math
     rows      reads all of them, and scores means of their last checkpoints
 
-Losses are nats a token on held-out text, scored once for each row; "default" weighs the sources as the default mix does.
+Losses are nats a token on held-out text, scored once for each row; "default" weighs the sources as the default mix.
 """
 
 from __future__ import annotations
@@ -117,29 +117,21 @@ def of_mean(folder: Path) -> dict[str, float]:
 def rows(case: str, folders: Sequence[Path], found: Sequence[Mapping[str, float]],
          against: Sequence[Mapping[str, float]] = ()) -> list[Row]:  # fmt: skip
     """A row for each loss of a case, of which each folder is a seed; with the differences from another case."""
-    trained = {folder: results.read(folder) for folder in folders}
+    runs = [results.read(folder) for folder in folders]
     made = []
     for name in ("math", "default"):
-        values = {folder: losses[name] for folder, losses in zip(folders, found, strict=True)}
+        value = {folder: losses[name] for folder, losses in zip(folders, found, strict=True)}
         extra: dict[str, Any] = {}
         if against:
-            differences = [v - a[name] for v, a in zip(values.values(), against, strict=True)]
+            differences = [v - control[name] for v, control in zip(value.values(), against, strict=True)]
             better = sum(d < 0 for d in differences)
             extra = {
                 "difference": statistics.mean(differences),
                 "differences": differences,
                 "better": f"{better} of {len(differences)}",
             }
-        made.append(
-            results.over_seeds(
-                case,
-                f"loss_{name}",
-                "nats/token",
-                list(trained.values()),
-                lambda run: values[run.folder],
-                **extra,
-            )
-        )
+        of = lambda run, value=value: value[run.folder]
+        made.append(results.over_seeds(case, f"loss_{name}", "nats/token", runs, of, **extra))
     return made
 
 

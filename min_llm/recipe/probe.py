@@ -23,10 +23,10 @@ from min_llm import config as config_lib
 from min_llm import tokenizers
 from min_llm.config import UserError, nearest, option
 from min_llm.data.mix import Phase
-from min_llm.train.begin import run_of
+from min_llm.train.begin import present, run_of
 from min_llm.train.config import RunConfig, check
 from min_llm.train.ramp import Ramp
-from min_llm.train.run import load_config
+from min_llm.train.run import Run, load_config
 from min_llm.train.schedules import rate_at
 from min_llm.train.series import last_loss, run_series
 
@@ -96,8 +96,9 @@ def plan(cfg: ProbeConfig) -> list[Annealing]:
     """Every run of the probe: control and candidates of the first seed, then those of the next one."""
     if not cfg.source:
         raise UserError("'source' is empty; give the run that the annealings begin with.")
-    folder, step = run_of(cfg.source)
+    folder, given = run_of(cfg.source)
     base = load_config(folder)
+    step = present(Run(folder, base), given)
     if taken := sorted(config_lib.flatten(cfg.run).keys() & set(OURS)) or [k for k in cfg.run if k in OURS]:
         raise UserError(f"'run.{taken[0]}' is given by the probe. Remove it.")
     started: dict[str, Any] = {

@@ -71,7 +71,7 @@ def test_a_configuration_trains(path, tmp_path, monkeypatch):
     cfg = dataclasses.replace(
         cfg,
         model=config_lib.build(models.ModelConfig, model, "model"),
-        data=dataclasses.replace(cfg.data, tokenizer=tokenizer),
+        data=dataclasses.replace(cfg.data, tokenizer=tokenizer, sources={}, mix=()),
     )
     cfg, task, _ = pretraining(cfg)
     with open_run(cfg) as run:

@@ -4,13 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from min_llm import models
+from min_llm import models, tokenizers
 from min_llm.cli.main import app
 from min_llm.config import UserError, load
 from min_llm.formats import gguf_model, huggingface
 from min_llm.models import llama
 from min_llm.train import begin
 from min_llm.train.config import RunConfig
+from min_llm.train.pretrain import pretraining
+from tests.train import runs
 
 CFG = llama.Config(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, hidden_dim=64, vocab_size=300, max_seq_len=64)
 
@@ -86,6 +88,30 @@ def test_another_model_than_the_configured_one_is_refused(source, capsys):
     assert "model.rope_theta: 500000.0 in" in said and "2000000.0 from now on" in said
     with pytest.raises(UserError, match=r"no run folder, Hugging Face folder or GGUF file"):
         begin.with_model(config(folder, "nowhere"))
+
+
+def test_another_tokenizer_is_refused_and_a_checkpoint_is_a_place_to_begin(tmp_path):
+    """Of a run: its tokenizer.json says what its weights know, whatever kind it is."""
+    path = runs.write_config(tmp_path, **{"data.tokenizer": "bpe:270", "train.eval_every": 0, "train.steps": 2,
+                                          "checkpoint.keep_every": 1, "checkpoint.every": 1})  # fmt: skip
+    app(["train", str(path)], standalone_mode=False)
+    run = tmp_path / "runs/run"
+
+    def next_run(tokenizer, init_from=run):
+        cfg = load(RunConfig, path, [f"init_from={init_from}", f"data.tokenizer={tokenizer}", "name=next"])
+        return pretraining(cfg)
+
+    with pytest.raises(
+        UserError, match=r"another tokenizer than data.tokenizer=chars.*Set data.tokenizer=.*run/tok"
+    ):
+        next_run("chars")
+    _, task, data = next_run(run / "tokenizer.json", run / "checkpoints/1")
+    assert data.tokenizer.fingerprint() == tokenizers.load(run / "tokenizer.json").fingerprint()
+    assert equal(task.initial(), begin.read_run(run, 1)[2]) and not equal(
+        task.initial(), begin.read_run(run)[2]
+    )
+    with pytest.raises(UserError, match=r"does not have the checkpoint of step 7 \(it has: 1, 2\)"):
+        next_run(run / "tokenizer.json", run / "checkpoints/7")[1].initial()
 
 
 PROGRAM = """
