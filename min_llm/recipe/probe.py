@@ -12,6 +12,7 @@ one seed differ in the mix alone.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -193,6 +194,8 @@ def effects(cfg: ProbeConfig) -> list[Effect]:
                 raise UserError(
                     f"The annealing {a.run.name} of {cfg.folder} is not finished. Run the probe first."
                 )
+            if a.text == CONTROL and math.isinf(loss):
+                raise UserError(f"The control {a.run.name} diverged. Give a lower run.optim.lr and another name=NAME.")
             losses.setdefault((a.text, judge), []).append(loss)
 
     def difference(candidate: str, judge: str) -> tuple[float, ...]:

@@ -93,6 +93,17 @@ def test_differences_are_paired_by_seed_and_ranked(source):
     assert good.differences["words"] == (0, 0) and good.by_seed == (-0.25, -0.125)
 
 
+def test_a_control_that_diverged_says_nothing(source):
+    cfg = probe(source)
+    for a in plan(cfg):
+        folder = Path(a.run.out) / a.run.name
+        folder.mkdir(parents=True)
+        row = {"step": 3, "kind": "event", "event": "not finite"}
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="The control control-1 diverged"):
+        effects(cfg)
+
+
 @pytest.mark.newest
 def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(source, monkeypatch):
     cfg, calls, write = probe(source, seeds=[1]), [], Metrics.write
