@@ -14,10 +14,11 @@ Losses are nats a token on held-out text, scored once for each row; "default" we
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,10 @@ def anneal(seed: int) -> None:
 
 
 def losses(row: Mapping[str, Any]) -> dict[str, float]:
-    """Of a row of validation: the math's, and the default mix's."""
-    default = sum(weight * row[f"loss/{name}"] for name, weight in DEFAULT.items())
-    return {"math": row["loss/math"], "default": default}
+    """Of a row of validation: of math, of the default mix, and the mean over the sources, by which the probe judges."""
+    each = {name: row[f"loss/{name}"] for name in DEFAULT}
+    default = sum(weight * each[name] for name, weight in DEFAULT.items())
+    return {"math": each["math"], "default": default, "mean": statistics.mean(each.values())}
 
 
 def of_run(folder: Path) -> dict[str, float]:
@@ -114,41 +116,52 @@ def of_mean(folder: Path) -> dict[str, float]:
     return losses(task.validate(average(folder, last_steps(folder, AVERAGED))))
 
 
-def rows(case: str, folders: Sequence[Path], found: Sequence[Mapping[str, float]],
-         against: Sequence[Mapping[str, float]] = ()) -> list[Row]:  # fmt: skip
-    """A row for each loss of a case, of which each folder is a seed; with the differences from another case."""
-    runs = [results.read(folder) for folder in folders]
-    made = []
-    for name in ("math", "default"):
-        value = {folder: losses[name] for folder, losses in zip(folders, found, strict=True)}
-        extra: dict[str, Any] = {}
-        if against:
-            differences = [v - control[name] for v, control in zip(value.values(), against, strict=True)]
-            better = sum(d < 0 for d in differences)
-            extra = {
-                "difference": statistics.mean(differences),
-                "differences": differences,
-                "better": f"{better} of {len(differences)}",
-            }
-        of = lambda run, value=value: value[run.folder]
-        made.append(results.over_seeds(case, f"loss_{name}", "nats/token", runs, of, **extra))
-    return made
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What a row is of: a run for each seed, and its losses."""
+
+    name: str
+    folders: Sequence[Path]
+    losses: Sequence[Mapping[str, float]]
+
+    def rows(self, against: Case | None = None) -> list[Row]:
+        """A row for each loss, with the differences seed by seed from another case."""
+        runs = [results.read(folder) for folder in self.folders]
+        made = []
+        for metric in self.losses[0]:
+            values = [found[metric] for found in self.losses]
+            of = dict(zip(self.folders, values, strict=True))
+            extra: dict[str, Any] = {}
+            if against is not None:
+                pairs = zip(values, against.losses, strict=True)
+                differences = [value - theirs[metric] for value, theirs in pairs]
+                extra = {
+                    "against": against.name,
+                    "difference": statistics.mean(differences),
+                    "differences": differences,
+                    "better": f"{sum(d < 0 for d in differences)} of {len(differences)}",
+                }
+            value = lambda run, of=of: of[run.folder]
+            made.append(results.over_seeds(self.name, f"loss_{metric}", "nats/token", runs, value, **extra))
+        return made
 
 
 def all_rows(seeds: Sequence[int]) -> list[Row]:
-    folders = {what: [going_on(what, seed) for seed in seeds] for what in (*TRAININGS, *CANDIDATES, CONTROL)}
-    folders["base"] = [base(seed) for seed in seeds]
-    found = {what: [of_run(folder) for folder in some] for what, some in folders.items()}
-    mean = {what: [of_mean(folder) for folder in folders[what]] for what in ("base", CONTROL)}
+    def case(name: str, what: str, score: Callable[[Path], dict[str, float]] = of_run) -> Case:
+        folders = [base(seed) if what == "base" else going_on(what, seed) for seed in seeds]
+        return Case(name, folders, [score(folder) for folder in folders])
+
+    start, constant = case("base", "base"), case("no annealing", "constant")
+    annealed, more = case("annealed", CONTROL), case("annealed on more math", "math")
     return [
-        *rows("base", folders["base"], found["base"]),
-        *rows("goes on: no annealing", folders["constant"], found["constant"]),
-        *rows("goes on: annealed", folders[CONTROL], found[CONTROL], found["constant"]),
-        *rows("goes on: annealed on more math", folders["math"], found["math"], found["constant"]),
-        *rows("warmup of 20 steps", folders["math-warmup"], found["math-warmup"], found["math"]),
-        *rows("mean of 5: base", folders["base"], mean["base"], found["base"]),
-        *rows("mean of 5: annealed", folders[CONTROL], mean[CONTROL], found[CONTROL]),
-        *(r for c in CANDIDATES for r in rows(f"probe: {c}", folders[c], found[c], found[CONTROL])),
+        *start.rows(),
+        *constant.rows(),
+        *annealed.rows(constant),
+        *more.rows(annealed),
+        *case("annealed on more math, 20 steps of warmup", "math-warmup").rows(more),
+        *case(f"mean of {AVERAGED} checkpoints of the base", "base", of_mean).rows(start),
+        *case(f"mean of {AVERAGED} checkpoints of the annealing", CONTROL, of_mean).rows(annealed),
+        *(row for c in CANDIDATES for row in case(f"probe: {c}", c).rows(annealed)),
     ]
 
 
