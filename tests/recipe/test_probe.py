@@ -167,6 +167,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(source):
         plan(probe(source, source=str(source / "checkpoints/5")))
 
 
+@pytest.mark.newest
 def test_the_command(tmp_path, capsys):
     """A real model is annealed; asked for a second time it is not."""
     changes = {"data.tokenizer": "bytes", "train.eval_every": 0, "train.steps": 2, "name": "base"}
