@@ -25,8 +25,10 @@ from typing import Any
 from apps import results
 from apps.annealing import texts
 from bench.results import ROOT, Row
+from min_llm.config import load
 from min_llm.train import history
 from min_llm.train.average import average, last_steps
+from min_llm.train.config import RunConfig
 from min_llm.train.pretrain import pretraining
 from min_llm.train.run import load_config
 
@@ -36,7 +38,7 @@ STAGES = ("base", "probe", "anneal", "rows")
 STEPS = 300
 EVERY = 20  # steps between the checkpoints of an annealing
 AVERAGED = 5  # the last checkpoints: 160 of 1,600 steps of a base, 80 of 300 of an annealing
-DEFAULT = {"wiki": 0.6, "plays": 0.35, "math": 0.05}  # config.yaml's mix
+DEFAULT = load(RunConfig, CONFIG).data.mix[0].weights
 SHARE = 0.3  # of a candidate, and of the math that is added
 UPSAMPLED = {name: (1 - SHARE) * weight + SHARE * (name == "math") for name, weight in DEFAULT.items()}
 FALLING = {
@@ -139,7 +141,7 @@ class Case:
                     "against": against.name,
                     "difference": statistics.mean(differences),
                     "differences": differences,
-                    "better": f"{sum(d < 0 for d in differences)} of {len(differences)}",
+                    "below": f"{sum(d < 0 for d in differences)} of {len(differences)}",
                 }
             value = lambda run, of=of: of[run.folder]
             made.append(results.over_seeds(self.name, f"loss_{metric}", "nats/token", runs, value, **extra))
