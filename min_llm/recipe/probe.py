@@ -195,7 +195,9 @@ def effects(cfg: ProbeConfig) -> list[Effect]:
                     f"The annealing {a.run.name} of {cfg.folder} is not finished. Run the probe first."
                 )
             if a.text == CONTROL and math.isinf(loss):
-                raise UserError(f"The control {a.run.name} diverged. Give a lower run.optim.lr and another name=NAME.")
+                raise UserError(
+                    f"The control {a.run.name} diverged. Give a lower run.optim.lr and another name=NAME."
+                )
             losses.setdefault((a.text, judge), []).append(loss)
 
     def difference(candidate: str, judge: str) -> tuple[float, ...]:
