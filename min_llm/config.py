@@ -193,6 +193,15 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(literal(dump(config))))
 
 
+def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` over `tree`, section by section."""
+
+    def over(old: Any, new: Any) -> Any:
+        return merge(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+
+    return {**tree, **{key: over(tree.get(key), value) for key, value in changes.items()}}
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"steps": 1}} -> {"train.steps": 1}."""
     flat: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from min_llm.data.sources import documents
+from min_llm.platform import write_atomic
 
 PROBLEMS = 2500  # of GSM8K's 7,473 training problems in each of math and good
 
@@ -40,8 +41,9 @@ def _shuffled(words: Sequence[str], draw: random.Random) -> list[str]:
 
 
 def write(folder: Path) -> None:
-    """NAME.jsonl of each in `folder`."""
+    """NAME.jsonl of each in `folder`. One that is there stays: for a file of another time data is prepared anew."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, some in texts().items():
-        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in some)
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        if not (path := folder / f"{name}.jsonl").exists():
+            lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in some)
+            write_atomic(path, "".join(lines))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from min_llm.cli import data, models, scaling, tokenizer
+from min_llm.cli.anneal_probe import anneal_probe
 from min_llm.cli.average import average
 from min_llm.cli.chat import chat
 from min_llm.cli.coverage import coverage
@@ -44,6 +45,7 @@ app.add_typer(probe_app, name="probe")
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(scaling.app, name="scaling")
+app.command()(anneal_probe)
 app.command()(models.info)
 app.command()(models.arithmetic)
 app.command()(plan)

@@ -59,7 +59,7 @@ def weights(cfg: RunConfig, spec: Any) -> Any:
     """The parameters of step 0, laid out over the mesh in use."""
     if not cfg.init_from:
         return models.init_spec(spec, cfg.seed)
-    path = other.found(cfg.init_from)
+    path = _other(cfg.init_from)
     read = read_run(*run_of(cfg.init_from))[2] if path is None else other.read(path)
     if is_quantized(read):
         raise UserError(
@@ -79,7 +79,7 @@ def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any
     """Configuration, step and parameters of a run's latest checkpoint (or that of `step`)."""
     cfg = load_config(folder)
     run = Run(folder, cfg)
-    step = _present(run, step)
+    step = present(run, step)
     spec = models.spec(cfg.model)
     opt = optimizer(cfg.optim, spec, cfg.train.steps, Ramp.of(cfg.train))
     target = jax.eval_shape(lambda p: init_state(p, opt, cfg.train.spike_skip), spec_lib.shapes(spec))
@@ -87,16 +87,16 @@ def read_run(folder: Path, step: int | None = None) -> tuple[RunConfig, int, Any
     return cfg, step, state.params
 
 
-def run_of(source: str | Path) -> tuple[Path, int]:
-    """(run folder, step) of RUN/checkpoints/STEP, or of a run folder, whose step is its latest checkpoint's."""
-    path, step = Path(source).expanduser(), None
+def run_of(source: str | Path) -> tuple[Path, int | None]:
+    """(run folder, step) of a run folder or of RUN/checkpoints/STEP; the step of a run is None, for its latest."""
+    path = Path(source).expanduser()
     if path.parent.name == "checkpoints" and path.name.isdigit():
-        path, step = path.parent.parent, int(path.name)
-    return path, _present(Run(path, load_config(path)), step)
+        return path.parent.parent, int(path.name)
+    return path, None
 
 
-def _present(run: Run, step: int | None) -> int:
-    """A step of which the run has a checkpoint: the one given, or the latest."""
+def present(run: Run, step: int | None) -> int:
+    """A step of which the run has a checkpoint: the one given, or the latest. Raises UserError where there is none."""
     have = run.checkpoints.steps()
     if not have or (step is not None and step not in have):
         wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
@@ -111,7 +111,7 @@ def check_tokenizer(cfg: RunConfig, tokenizer: Tokenizer) -> None:
     tokenizer.json (a GGUF file, a folder of weights alone) says nothing of them."""
     if not cfg.init_from:
         return
-    folder = other.found(cfg.init_from) or run_of(cfg.init_from)[0]
+    folder = _other(cfg.init_from) or run_of(cfg.init_from)[0]
     path = folder / tokenizers.FILE_NAME
     if path.is_file() and tokenizers.load(path).spelled != tokenizer.spelled:
         raise UserError(
@@ -120,6 +120,11 @@ def check_tokenizer(cfg: RunConfig, tokenizer: Tokenizer) -> None:
         )
 
 
+def _other(source: str) -> Path | None:
+    """The folder or file of another program's model; None for a run and for RUN/checkpoints/STEP."""
+    return None if Path(source).parent.name == "checkpoints" else other.found(source)
+
+
 def _config(source: str) -> ModelConfig:
-    path = other.found(source)
+    path = _other(source)
     return load_config(run_of(source)[0]).model if path is None else other.read_config(path)

@@ -206,19 +206,40 @@ def _save_arrays(path: Path, state: Any) -> None:
 
 
 def _load_arrays(path: Path, target: Any, advice: str) -> Any:
+    """Arrays are found by name: Orbax also writes down where a tree has None, and a field that a later version of a
+    model adds, None unless it is asked for, must not make older checkpoints unreadable."""
     ocp = _orbax()
+    wanted = _by_name(target)
 
-    def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    def abstract(at: Any, _: Any) -> jax.ShapeDtypeStruct:
+        x = wanted[_name(at)]
         sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     try:
         with ocp.StandardCheckpointer() as loader:
-            return loader.restore(path.absolute(), jax.tree.map(abstract, target))
-    except (ValueError, KeyError, TypeError) as error:
+            stored = loader.metadata(path.absolute()).item_metadata.tree
+            found = _by_name(
+                loader.restore(path.absolute(), jax.tree_util.tree_map_with_path(abstract, stored))
+            )
+        return jax.tree.unflatten(jax.tree.structure(target), [found[name] for name in wanted])
+    except KeyError as error:
+        raise UserError(
+            f"{path.parent} holds another state than this run's: it and the run differ in {error}. {advice}"
+        ) from error
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{path.parent} holds another state than this run's: {_first_line(error)}. {advice}"
         ) from error
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Arrays by name ("params.layers.0.wq"), in the order of the tree."""
+    return {_name(at): x for at, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(at: Any) -> str:
+    return jax.tree_util.keystr(at, simple=True, separator=".")
 
 
 def _manifest(folder: Path) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from apps import results
+from apps.annealing import run as annealing
 from apps.nanogpt import run as nanogpt
 from apps.shakespeare import publish
 from apps.three_minutes import run as three_minutes
@@ -71,7 +72,7 @@ def test_a_configuration_trains(path, tmp_path, monkeypatch):
     cfg = dataclasses.replace(
         cfg,
         model=config_lib.build(models.ModelConfig, model, "model"),
-        data=dataclasses.replace(cfg.data, tokenizer=tokenizer),
+        data=dataclasses.replace(cfg.data, tokenizer=tokenizer, sources={}, mix=()),
     )
     cfg, task, _ = pretraining(cfg)
     with open_run(cfg) as run:
@@ -116,6 +117,23 @@ def test_rows_are_complete_and_replace_their_like(tmp_path):
     assert written["id"] == "nanogpt/a-case/val_loss/bfloat16"
     assert written["seeds"] == [1, 2] and written["runs"] == 2
     assert written["ours"] == pytest.approx(1.7) and written["spread"] == pytest.approx([1.6, 1.8])
+
+
+def test_rows_of_annealing_are_compared_seed_by_seed(monkeypatch):
+    folders = [ROOT / "one", ROOT / "two"]
+    monkeypatch.setattr(
+        results, "read", lambda folder: dataclasses.replace(trained(len(folder.name), 1.0), folder=folder)
+    )
+    row = {"kind": "val", "loss": 9.0, "loss/wiki": 3.0, "loss/plays": 4.0, "loss/math": 2.0}
+    better = row | {"loss/math": 1.0}
+    before = annealing.Case("before", folders, [annealing.losses(row)] * 2)
+    after = annealing.Case("after", folders, [annealing.losses(better), annealing.losses(row)])
+    math, default, mean = after.rows(before)
+    assert (math["ours"], math["difference"], math["differences"]) == (1.5, -0.5, [-1, 0])
+    assert (math["against"], math["below"], math["metric"]) == ("before", "1 of 2", "loss_math")
+    assert mean["ours"] == pytest.approx((3 + 8 / 3) / 2)
+    assert default["difference"] == pytest.approx(-annealing.DEFAULT["math"] / 2)
+    assert sum(annealing.UPSAMPLED.values()) == pytest.approx(1)
 
 
 def test_our_gpt2_is_what_the_nanogpt_benchmark_looks_for():

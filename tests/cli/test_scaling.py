@@ -12,8 +12,8 @@ from tests.train import runs
 
 LAW = PowerLaw(0.11, 0.55)
 KILL = (
-    "import os\nfrom min_llm.scaling import sweep; loss_of = sweep.loss_of\n"
-    "sweep.loss_of = lambda cell: os.kill(os.getpid(), 9) if 'size2' in cell.run.name else loss_of(cell)"
+    "import os\nfrom min_llm.train import series; last_loss = series.last_loss\n"
+    "series.last_loss = lambda cfg: os.kill(os.getpid(), 9) if 'size2' in cfg.name else last_loss(cfg)"
 )
 
 

@@ -11,6 +11,7 @@ from min_llm.formats import gguf_model, huggingface
 from min_llm.models import llama
 from min_llm.train import begin
 from min_llm.train.config import RunConfig
+from min_llm.train.pretrain import pretraining
 
 CFG = llama.Config(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, hidden_dim=64, vocab_size=300, max_seq_len=64)
 
@@ -45,22 +46,52 @@ def test_model_and_weights_are_those_of_the_source(source, form):
     assert equal(begin.weights(cfg, models.spec(cfg.model)), params)
 
 
-def test_a_run_from_a_folder_and_a_run_from_that_run(source, tmp_path):
+def train(folder, name, init_from, *settings):
+    """Two steps in folder/name; the run folder."""
+    app(["train", f"init_from={init_from}", "train.batch_size=2", "train.seq_len=32", "train.steps=2",
+         "train.eval_every=0", "sample.every=0", "sample.max_tokens=8", f"data.source={folder / 'text.txt'}",
+         "data.tokenizer=bpe:300", f"out={folder}", f"name={name}", "runtime.dtype=float32",
+         "log.tensorboard=false", *settings], standalone_mode=False)  # fmt: skip
+    return folder / name
+
+
+STILL = ("optim.lr=1e-30", "optim.weight_decay=0")
+
+
+@pytest.fixture(scope="module")
+def first(source):
+    """A run that began with the folder and has checkpoints of the steps 1 and 2."""
+    return train(source[0], "first", source[0] / "model", "checkpoint.every=1")
+
+
+def test_a_run_from_a_folder_and_a_run_from_that_run(source, first):
     """Without updates the weights come out as they went in; the second run begins where the first ended."""
     folder, params = source
-
-    def run(name, init_from, *settings):
-        app(["train", f"init_from={init_from}", "train.batch_size=2", "train.seq_len=32", "train.steps=2",
-             "train.eval_every=0", "sample.every=0", "sample.max_tokens=8", f"data.source={folder / 'text.txt'}",
-             "data.tokenizer=bpe:300", f"out={tmp_path}", f"name={name}", "runtime.dtype=float32",
-             "log.tensorboard=false", *settings], standalone_mode=False)  # fmt: skip
-        return begin.read_run(tmp_path / name)
-
-    cfg, step, still = run("still", folder / "model", "optim.lr=1e-30", "optim.weight_decay=0")
+    cfg, step, still = begin.read_run(train(folder, "still", folder / "model", *STILL))
     assert (cfg.model, step) == (CFG, 2) and equal(still, params)
-    first = run("first", folder / "model")[2]
-    assert not equal(first, params)
-    assert equal(run("again", tmp_path / "first", "optim.lr=1e-30", "optim.weight_decay=0")[2], first)
+    trained = begin.read_run(first)[2]
+    assert not equal(trained, params)
+    assert equal(begin.read_run(train(folder, "again", first, *STILL))[2], trained)
+
+
+def test_a_checkpoint_is_a_place_to_begin(source, first):
+    cfg = begin.with_model(config(source[0], first / "checkpoints/1"))
+    found = begin.weights(cfg, models.spec(cfg.model))
+    assert equal(found, begin.read_run(first, 1)[2]) and not equal(found, begin.read_run(first)[2])
+    with pytest.raises(UserError, match=r"does not have the checkpoint of step 7 \(it has: 1, 2\)"):
+        begin.weights(config(source[0], first / "checkpoints/7"), models.spec(cfg.model))
+
+
+def test_a_run_keeps_its_tokenizer(source, first):
+    """Other ids are refused; the same ones are known by what they spell, not by the name of a file."""
+    folder, _ = source
+    for other in ("chars", "bpe:290"):
+        with pytest.raises(
+            UserError, match=rf"another tokenizer than data.tokenizer={other}.*=.*first/tokenizer"
+        ):
+            pretraining(config(folder, first, f"data.tokenizer={other}"))
+    for same in ("bpe:300", first / "tokenizer.json"):
+        pretraining(config(folder, first, f"data.tokenizer={same}"))
 
 
 def test_another_model_than_the_configured_one_is_refused(source, capsys):

@@ -239,6 +239,15 @@ def test_another_models_checkpoint(checkpoints):
         restore(checkpoints, 5, {"w": SPEC["w"]})
 
 
+def test_a_part_that_is_absent_may_come_and_go(checkpoints):
+    """A model's class gets a field that is None unless it is asked for; its older checkpoints are still read."""
+    found, _ = checkpoints.restore(5, {"before": None, **shapes(state())}, SPEC)
+    assert found["before"] is None and same({k: found[k] for k in state()}, state(5))
+    checkpoints.save(7, {**state(7), "dropped": None}, {"parameters": describe(SPEC)})
+    checkpoints.wait()
+    assert same(restore(checkpoints, 7)[0], state(7))
+
+
 def test_another_state_of_the_same_model(checkpoints):
     """For example of another optimizer."""
     for target in ({"params": state()["params"]}, {**state(), "second": jnp.zeros(3)}):
