@@ -24,10 +24,7 @@ from min_llm.train.ramp import Ramp
 from min_llm.train.run import Run, load_config
 from min_llm.train.step import init_state
 
-ROTARY = (
-    "rope_theta",
-    "rope_scaling",
-)  # changed so that a longer context can be learned (Llama 3 section 3.4.2)
+ROTARY = ("rope_theta", "rope_scaling")  # may change to learn a longer context (Llama 3 section 3.4.2)
 FREE = ("dropout", "max_seq_len", "init_std", "vocab_size", *ROTARY)  # what may differ from the source's
 
 
@@ -47,11 +44,10 @@ def with_model(cfg: RunConfig) -> RunConfig:
         raise UserError(
             f"init_from={cfg.init_from} is another model than the one configured. Leave out 'model', or set {wrong}."
         )
+    given = theirs.to_mapping()
     for name in ROTARY:
-        if ours.get(name) != theirs.to_mapping().get(name):
-            reporter().info(
-                f"model.{name}: {theirs.to_mapping()[name]} in {cfg.init_from}, {ours[name]} from now on"
-            )
+        if ours.get(name) != given.get(name):
+            reporter().info(f"model.{name}: {given[name]} in {cfg.init_from}, {ours[name]} from now on")
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=theirs.vocab_size))
 
 
