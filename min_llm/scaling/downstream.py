@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from min_llm.config import UserError
+from min_llm.evals.choices import Choices, Question
 from min_llm.evals.intervals import Accuracy
 
 
@@ -75,6 +76,13 @@ class HeldOut:
         """Whether it lies in the 95 % interval of the measurement."""
         low, high = self.measured.interval
         return low <= self.predicted <= high
+
+
+def scored(flops: float, questions: Sequence[Question], found: Choices) -> Scored:
+    """What a model's answers to a benchmark say: the choice is the likeliest per byte, nll that of the right answers."""
+    right = [scores[q.answer] for q, scores in zip(questions, found.scores, strict=True)]
+    characters = sum(len(q.choices[q.answer]) for q in questions)
+    return Scored(flops, -math.fsum(score.logprob for score in right) / characters, found.per_byte)
 
 
 def fit_two_stage(models: Sequence[Scored], chance: float, others: Sequence[Scored] = ()) -> TwoStage:
