@@ -1,6 +1,6 @@
-"""The IsoFLOP grid of configs/isoflop.yaml (L3-2.7, 2.8, 2.10): train what is left of it, fit, keep rows and the figure.
+"""The IsoFLOP grid of configs/isoflop.yaml (L3-2.7, 2.8, 2.10): train what is left, fit, keep rows and the figure.
 
-    python -m apps.scaling.isoflop
+python -m apps.scaling.isoflop
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from apps import results
 from bench.results import ROOT, Row, row
 from min_llm import config as config_lib
-from min_llm import machine
 from min_llm.scaling import fits
 from min_llm.scaling.figure import draw
 from min_llm.scaling.grid import Cell, ScalingConfig, settle
@@ -64,6 +63,13 @@ def law_rows(runs: Sequence[fits.Measured], dtype: str) -> list[Row]:
     ]  # fmt: skip
 
 
+def save(figure: Figure, path: Path) -> None:
+    """An SVG that the same results always make anew, byte for byte."""
+    with matplotlib.rc_context({"svg.hashsalt": "min_llm", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    print(f"wrote {path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -75,3 +81,12 @@ def main() -> None:
     subprocess.run([*results.MIN_LLM, "scaling", "run", str(CONFIG), f"out={out}"], check=True, cwd=ROOT)
     cells = settle(load(out))
     print(f"wrote {results.write('scaling', rows_of(cells), options.into)}")
+    runs = measured_cells(cells)
+    save(
+        draw(runs, fits.fit_isoflop(runs), fits.fit(runs), "State of the Union addresses"),
+        HERE / "isoflop.svg",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -54,7 +54,8 @@ def train(share: int, size: Size, out: Path) -> tuple[mixes.Trained, Row]:
     mean = statistics.mean(bits.values())
     found = row(
         f"{share} % speeches, dim {size.dim}", "mix_loss", UNIT, run.dtype, mean, seed=run.seed, speeches=share,
-        parameters=run.parameters, steps=run.steps, tokens=run.tokens, flops=run.flops, train_seconds=run.seconds, **bits,
+        parameters=run.parameters, steps=run.steps, tokens=run.tokens, flops=run.flops,
+        train_seconds=run.seconds, **bits,
     )  # fmt: skip
     return mixes.Trained(f"{share} %", run.parameters, mean), found
 

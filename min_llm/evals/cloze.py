@@ -23,9 +23,9 @@ KEPT = 2  # letters of the word on either side of the cut
 def cloze(
     texts: Iterable[str], count: int, before: int = 80, after: int = 16, seed: int = 0
 ) -> list[Question]:
-    """`count` questions with 4 options, the same for the same texts and seed: `before` characters, then `after` of them,
-    a length that all options have. White space is made single spaces. They are scored with the delimiter "".
-    UserError where the texts have too few passages that a cut leaves in the middle of a word in small letters.
+    """`count` questions with 4 options, the same for the same texts and seed: after `before` characters, which `after`
+    of them? White space is made single spaces. The questions are scored with the delimiter "". UserError where the
+    texts have too few passages that a cut leaves in the middle of a word in small letters.
     """
     if before < KEPT or after < KEPT:
         raise UserError(

@@ -79,7 +79,7 @@ class HeldOut:
 
 
 def scored(flops: float, questions: Sequence[Question], found: Choices) -> Scored:
-    """What a model's answers to a benchmark say: the choice is the likeliest per byte, nll that of the right answers."""
+    """What a model's answers to a benchmark say: accuracy is that of the choice likeliest per byte."""
     right = [scores[q.answer] for q, scores in zip(questions, found.scores, strict=True)]
     characters = sum(len(q.choices[q.answer]) for q in questions)
     return Scored(flops, -math.fsum(score.logprob for score in right) / characters, found.per_byte)

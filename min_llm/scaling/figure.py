@@ -1,4 +1,5 @@
-"""The two figures of the paper's section 3.2.1: IsoFLOP curves with their minima, and the optimum by budget."""
+"""The figures of the paper's section 3.2.1: IsoFLOP curves with their minima and the optimum by budget (its figures 2
+and 3), and the two stages from FLOPs to accuracy (its figure 4)."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from min_llm.scaling.downstream import HeldOut, Scored, TwoStage
 from min_llm.scaling.fits import IsoFlop, Measured, Parabola
 
 
@@ -43,3 +45,35 @@ def _law(axis: Axes, found: IsoFlop) -> None:
     axis.plot(budgets, [c.optimum for c in found.curves], "x", color="black", label="minima")
     axis.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="optimal training tokens")
     axis.legend(fontsize=8)
+
+
+def draw_two_stage(
+    models: Sequence[Scored], others: Sequence[Scored], fitted: TwoStage, held: HeldOut, title: str
+) -> Figure:
+    """models: of the first stage, the largest of them held out; others: of the second stage alone; fitted: to all but
+    the held-out one."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    *smaller, largest = sorted(models, key=lambda m: m.flops)
+    left.plot([m.flops for m in smaller], [m.nll for m in smaller], "o", label="fitted")
+    left.plot(largest.flops, largest.nll, "D", color="#b0203a", label="held out")
+    along = np.geomspace(smaller[0].flops, largest.flops, 50)
+    left.plot(along, [fitted.line(float(c)) for c in along], color="black", linewidth=1)
+    left.set(xscale="log", xlabel="training FLOPs", ylabel="right answer, nats per character")
+    for some, style, label in ((others, ".", "fitted, other sizes"), (smaller, "o", "fitted")):
+        right.plot([m.nll for m in some], [m.accuracy.value for m in some], style, label=label)
+    low, high = held.measured.interval
+    right.errorbar(
+        largest.nll, held.measured.value, [[held.measured.value - low], [high - held.measured.value]], fmt="D",
+        color="#b0203a", label="held out, 95 %",
+    )  # fmt: skip
+    right.plot(fitted.line(largest.flops), held.predicted, "x", color="black", label="predicted")
+    nlls = [m.nll for m in (*models, *others)]
+    along = np.linspace(min(nlls), max(nlls), 100)
+    right.plot(along, [fitted.sigmoid(float(x)) for x in along], color="black", linewidth=1)
+    right.axhline(fitted.sigmoid.chance, color="grey", linestyle=":", label="guessing")
+    right.set(xlabel="right answer, nats per character", ylabel="accuracy")
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+    return figure

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from min_llm.config import UserError
+from min_llm.evals.choices import Choices, Question
 from min_llm.evals.intervals import Accuracy
-from min_llm.scaling.downstream import Line, Scored, Sigmoid, fit_sigmoid, fit_two_stage, leave_largest_out
+from min_llm.evals.scoring import Score
+from min_llm.scaling.downstream import (
+    Line,
+    Scored,
+    Sigmoid,
+    fit_sigmoid,
+    fit_two_stage,
+    leave_largest_out,
+    scored,
+)
 
 LINE, SIGMOID = Line(4.2, -0.075), Sigmoid(0.25, 6.0, 6.0)
 FLOPS = np.geomspace(1e14, 1e20, 7)
@@ -75,6 +85,14 @@ def test_models_of_other_recipes_carry_the_second_stage():
     others = [Scored(math.nan, x, Accuracy(round(10**5 * SIGMOID(x)), 10**5)) for x in (0.6, 0.8, 1.0, 1.2)]
     found = fit_two_stage(small, 0.25, others)
     assert found(1e20) == pytest.approx(SIGMOID(LINE(1e20)), abs=0.05)
+
+
+def test_the_right_answers_per_character():
+    asked = [Question("a", ("bcd", "e"), 0), Question("f", ("g", "éh"), 1)]
+    scores = tuple(tuple(Score(-x, 1, False) for x in some) for some in ((3.0, 2.0), (9.0, 1.5)))
+    accuracy = Accuracy(1, 2)
+    found = Choices(Accuracy(0, 2), Accuracy(2, 2), accuracy, 0.5, scores)
+    assert scored(1e12, asked, found) == Scored(1e12, 4.5 / 5, accuracy)
 
 
 def test_what_cannot_be_fitted_is_said():

@@ -1,6 +1,7 @@
 """IsoFLOP fits on grids whose law was planted, and the numbers of the paper."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -95,6 +96,17 @@ def test_a_minimum_at_the_edge_is_refused(spread, advice):
     assert [c.interior for c in curves] == [True, True, False]
     with pytest.raises(UserError, match=rf"curve of 1e\+15 FLOPs.*outside of them\. {advice}"):
         fit_law(curves)
+
+
+def test_a_run_that_diverged_is_left_out():
+    runs = planted(noise=0.002)
+    worse = [dataclasses.replace(r, loss=math.inf) if r.tokens == runs[0].tokens else r for r in runs]
+    assert [c.diverged for c in fit_isoflop(worse)] == [1, 0, 0, 0, 0]
+    assert [dataclasses.replace(c, diverged=0) for c in fit_isoflop(worse)] == list(fit_isoflop(runs[1:]))
+    assert fit(worse).law == fit(runs[1:]).law
+    broken = [dataclasses.replace(r, loss=math.inf) if r.tokens > r.budget**0.5 else r for r in runs]
+    with pytest.raises(UserError, match=r"runs of \d sizes beside \d that diverged; a parabola needs three"):
+        fit(broken)
 
 
 def test_what_cannot_be_fitted_is_said():

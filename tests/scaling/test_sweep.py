@@ -1,11 +1,15 @@
 """A sweep that is killed, in a cell and between two, ends as one that never was."""
 
+import json
+import math
+
 import pytest
 
 from min_llm.config import UserError
 from min_llm.scaling.grid import settle
 from min_llm.scaling.sweep import loss_of, results, run_sweep
 from min_llm.train import metrics
+from min_llm.train.loop import TrainingStopped
 from min_llm.train.metrics import Metrics
 from tests.scaling.sweeps import sweep
 from tests.train import runs
@@ -72,6 +76,27 @@ def test_a_signal_ends_the_sweep(tmp_path):
     calls = []
     assert not run_sweep(settle(sweep(tmp_path)), lambda cfg: calls.append(cfg.name) or False)
     assert calls == ["budget1-size1"]
+
+
+def test_a_cell_that_diverges_is_measured_and_the_others_go_on(tmp_path):
+    """The first cell writes what training writes when its loss is not finite; the others end as they should."""
+    cells, calls = settle(sweep(tmp_path)), []
+
+    def train(cfg):
+        calls.append(cfg.name)
+        row = {"step": cfg.train.steps, "kind": "val", "loss": 2.0}
+        if bad := cfg.name == cells[0].run.name:
+            row = {"step": 3, "kind": "event", "event": "not finite", "loss": "nan", "grad_norm": "nan"}
+        folder = tmp_path / "runs/sweep/cells" / cfg.name
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        if bad:
+            raise TrainingStopped("Step 3 has loss nan.")
+        return True
+
+    assert run_sweep(cells, train) and run_sweep(cells, train)
+    assert calls == [c.run.name for c in cells]
+    assert [r.loss for r in results(cells)] == [math.inf, 2.0, 2.0, 2.0]
 
 
 def test_a_cell_without_its_validation_is_refused(tmp_path):
