@@ -82,11 +82,11 @@ def main() -> None:
     models = [best[budget] for budget in sorted(best)]
     others = [m for m in found if m.flops < largest and m is not best[m.flops]]
     held = leave_largest_out(models, CHANCE, others)
-    low, high = held.measured.interval
     rows = rows_of(cells, found)
     rows.append(row(
-        f"held out {largest:.3g} FLOPs", "cloze_accuracy", "share", rows[0]["dtype"], held.predicted,
-        measured=held.measured.value, interval=[low, high], inside="yes" if held.inside else "no", questions=QUESTIONS,
+        f"{largest:.3g} FLOPs", "held_out_accuracy", "share", rows[0]["dtype"], held.measured.value,
+        spread=held.measured.interval, predicted=held.predicted, inside="yes" if held.inside else "no",
+        questions=QUESTIONS,
     ))  # fmt: skip
     print(f"wrote {results.write('scaling', rows, options.into)}")
     fitted = fit_two_stage(models[:-1], CHANCE, others)

@@ -53,13 +53,15 @@ def rows_of(cells: Sequence[Cell]) -> list[Row]:
 
 
 def law_rows(runs: Sequence[fits.Measured], dtype: str) -> list[Row]:
+    """Of all budgets together."""
     found, held = fits.fit(runs), fits.hold_out_largest(runs)
     return [
         row("D*(C) = A C^a", "exponent", "", dtype, found.law.exponent, spread=found.exponent_interval,
             coefficient=found.law.coefficient, r2=found.law.r2),
         row("curvature ~ C^b", "exponent", "", dtype, found.flattening.exponent, spread=found.flattening_interval),
-        row(f"held out {held.predicted.budget:.3g} FLOPs", "optimal_tokens", "tokens", dtype, held.predicted.tokens,
-            spread=held.predicted.interval, measured=held.found, off=held.off, inside="yes" if held.inside else "no"),
+        row(f"{held.predicted.budget:.3g} FLOPs", "held_out_tokens", "tokens", dtype, held.found,
+            predicted=held.predicted.tokens, interval=list(held.predicted.interval), off=held.off,
+            inside="yes" if held.inside else "no"),
     ]  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def main() -> None:
     for trained, _ in large:
         law = laws[trained.mix]
         rows.append(row(
-            f"{trained.mix} speeches", "mix_prediction", UNIT, rows[0]["dtype"], law(parameters), parameters=parameters,
-            measured=trained.loss, off=verdict.errors[trained.mix], exponent=law.exponent, r2=law.r2,
+            f"{trained.mix} speeches", "mix_prediction", UNIT, rows[0]["dtype"], trained.loss, parameters=parameters,
+            predicted=law(parameters), off=verdict.errors[trained.mix], exponent=law.exponent, r2=law.r2,
             predicted_place=verdict.predicted.index(trained.mix) + 1,
             measured_place=verdict.measured.index(trained.mix) + 1,
         ))  # fmt: skip

@@ -39,7 +39,8 @@ def cloze(
             f"{max(count, OPTIONS)} are needed. Ask for fewer or shorter ones, or give more text."
         )
     random = np.random.default_rng(seed)
-    return [_question(*passages[i], endings, random) for i in random.permutation(len(passages))[:count]]
+    drawn = random.permutation(len(passages))[:count]
+    return [_question(context, right, endings, random) for context, right in (passages[i] for i in drawn)]
 
 
 def write(path: Path, questions: Sequence[Question]) -> None:
