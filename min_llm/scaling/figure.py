@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from min_llm.scaling.downstream import HeldOut, Scored, TwoStage
 from min_llm.scaling.fits import IsoFlop, Measured, Parabola
@@ -28,6 +30,7 @@ def draw(runs: Sequence[Measured], curves: Sequence[Parabola], found: IsoFlop | 
         if curve.interior:
             left.plot(curve.optimum, curve.loss, "x", color="black")
     left.set(xscale="log", xlabel="training tokens", ylabel="validation loss, nats per token")
+    _ticks(left.xaxis)
     left.legend(title="FLOPs", fontsize=8)
     if found:
         _law(right[0], found)
@@ -44,6 +47,8 @@ def _law(axis: Axes, found: IsoFlop) -> None:
     axis.plot(along, [p.tokens for p in predicted], label=name)
     axis.plot(budgets, [c.optimum for c in found.curves], "x", color="black", label="minima")
     axis.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="optimal training tokens")
+    _ticks(axis.xaxis)
+    _ticks(axis.yaxis)
     axis.legend(fontsize=8)
 
 
@@ -61,6 +66,7 @@ def draw_two_stage(
     along = np.geomspace(smaller[0].flops, largest.flops, 50)
     left.plot(along, [fitted.line(float(c)) for c in along], color="black", linewidth=1)
     left.set(xscale="log", xlabel="training FLOPs", ylabel="right answer, nats per character")
+    _ticks(left.xaxis)
     for some, style, label in ((others, ".", "fitted, other sizes"), (smaller, "o", "fitted")):
         right.plot([m.nll for m in some], [m.accuracy.value for m in some], style, label=label)
     low, high = held.measured.interval
@@ -77,3 +83,10 @@ def draw_two_stage(
     for axis in (left, right):
         axis.legend(fontsize=8)
     return figure
+
+
+def _ticks(axis: Axis) -> None:
+    """1, 2 and 5 of each power of ten: matplotlib's own labels of less than a decade lie on top of each other."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_locator(NullLocator())

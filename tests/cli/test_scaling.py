@@ -30,7 +30,7 @@ def test_plan_run_fit(tmp_path, capsys):
     status, _, err = runs.command_line(capsys, "scaling", "fit", path)
     assert status == 2 and "3 of 4 cells are not finished" in err
     assert runs.command_line(capsys, "scaling", "run", path)[0] == 0
-    assert first.stat() == before
+    assert first.stat() == before and not (first.parent / "samples.md").exists()  # there were no prompts
     status, out, err = runs.command_line(capsys, "scaling", "fit", path)
     assert status == 2 and "runs of 2 sizes; a parabola needs three" in err
 

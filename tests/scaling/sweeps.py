@@ -10,7 +10,8 @@ from tests.train.runs import write_config
 
 def write_sweep(folder: Path, **changes) -> Path:
     """sweep.yaml on the tiny text and model of tests/train/runs.py; changes at its top level."""
-    run = json.loads(write_config(folder, **{"checkpoint.every": 6, "train.eval_every": 0}).read_text())
+    given = {"checkpoint.every": 6, "train.eval_every": 0, "sample.prompts": []}
+    run = json.loads(write_config(folder, **given).read_text())
     del run["out"], run["train"]["steps"]
     tree = {
         "name": "sweep", "out": str(folder / "runs"), "budgets": [2e7, 3e7], "sizes": [{"dim": 16}, {"dim": 24}],
