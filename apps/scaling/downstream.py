@@ -13,7 +13,7 @@ import gc
 from pathlib import Path
 
 from apps import results
-from apps.scaling.isoflop import HERE, load, save
+from apps.scaling.isoflop import HERE, load, name_of, save
 from bench.results import Row, row
 from min_llm import platform
 from min_llm.data.prepare import prepare
@@ -48,7 +48,7 @@ def rows_of(cells: list[Cell], found: list[Scored]) -> list[Row]:
     """A row a cell."""
     return [
         row(
-            cell.run.name, "cloze_accuracy", "share", cell.run.runtime.dtype, model.accuracy.value,
+            name_of(cell), "cloze_accuracy", "share", cell.run.runtime.dtype, model.accuracy.value,
             spread=model.accuracy.interval, nll=model.nll, questions=model.accuracy.count, budget=cell.budget,
             parameters=cell.parameters, seed=cell.run.seed,
         )

@@ -53,7 +53,7 @@ def train(share: int, size: Size, out: Path) -> tuple[mixes.Trained, Row]:
     bits = {name: history.column(rows, "val", f"bits_per_byte/{name}")[-1][1] for name in SOURCES}
     mean = statistics.mean(bits.values())
     found = row(
-        f"{share} % speeches, dim {size.dim}", "mix_loss", UNIT, run.dtype, mean, seed=run.seed, speeches=share,
+        f"{share} % speeches, dim {size.dim}", "mix_loss", UNIT, run.dtype, mean, seed=run.seed, share=share,
         parameters=run.parameters, steps=run.steps, tokens=run.tokens, flops=run.flops,
         train_seconds=run.seconds, **bits,
     )  # fmt: skip
