@@ -58,10 +58,10 @@ def sets(runs: Sequence[fits.Measured]) -> dict[str, list[fits.Measured]]:
 
 
 def fit_rows(name: str, runs: Sequence[fits.Measured], dtype: str) -> list[Row]:
-    """Of one set of cells: each budget's curve and, where all minima are interior, the law, the held-out budget and the
-    change of curvature."""
-    rows = []
-    for curve in fits.fit_isoflop(runs):
+    """Of one set of cells: each budget's curve and the law, the held-out budget and the change of curvature; the law
+    alone where noise leaves it without an interval."""
+    rows, curves = [], fits.fit_isoflop(runs)
+    for curve in curves:
         lowest = min((run for run in runs if run.budget == curve.budget), key=lambda run: run.loss)
         rows.append(row(
             f"{name}, {curve.budget:.3g} FLOPs", "optimal_tokens", "tokens", dtype, curve.optimum, loss=curve.loss,
@@ -72,6 +72,12 @@ def fit_rows(name: str, runs: Sequence[fits.Measured], dtype: str) -> list[Row]:
         found, held = fits.fit(runs), fits.hold_out_largest(runs)
     except UserError as error:
         print(f"{name}: {error}")
+        law = fits.fit_law(curves)
+        rows.append(
+            row(
+                f"{name}, tokens", "exponent", "", dtype, law.exponent, coefficient=law.coefficient, r2=law.r2
+            )
+        )
         return rows
     return [
         *rows,
@@ -108,6 +114,8 @@ def main() -> None:
     rows = [cell_row(cell, run) for cell, run in zip(cells, runs, strict=True)]
     for name, some in sets(runs).items():
         rows += fit_rows(name, some, cells[0].run.runtime.dtype)
+    seconds = sum(found["train_seconds"] for found in rows if found["metric"] == "val_loss")
+    rows.append(row("all cells", "train_seconds", "s", cells[0].run.runtime.dtype, seconds))
     print(f"wrote {results.write('scaling', rows, options.into)}")
     grid = sets(runs)["the grid"]
     figure = draw(grid, fits.fit_isoflop(grid), fits.fit(grid), "State of the Union addresses, characters")
