@@ -67,7 +67,7 @@ def draw_two_stage(
     left.plot(along, [fitted.line(float(c)) for c in along], color="black", linewidth=1)
     left.set(xscale="log", xlabel="training FLOPs", ylabel="right answer, nats per character")
     _ticks(left.xaxis)
-    for some, style, label in ((others, ".", "fitted, other sizes"), (smaller, "o", "fitted")):
+    for some, style, label in ((smaller, "o", "fitted"), (others, ".", "fitted, other sizes")):
         right.plot([m.nll for m in some], [m.accuracy.value for m in some], style, label=label)
     low, high = held.measured.interval
     right.errorbar(
