@@ -29,6 +29,8 @@ from min_llm.data.prepared import Prepared
 from min_llm.data.split import draw
 from min_llm.platform import replacing
 
+WORD_LISTS = 4000  # documents of a kilobyte: each of the words is as frequent as the last merges
+
 
 def curate(cfg: HerdConfig) -> dict[str, Any]:
     """Filter and deduplicate all sources, and lay them out source by source. What each step saw and kept."""
@@ -94,14 +96,29 @@ def tokenizer_file(cfg: HerdConfig) -> Path:
 
 
 def learn_tokenizer(cfg: HerdConfig) -> dict[str, Any]:
-    """Train the tokenizer on the training text of all sources; what its tokens are worth on each held-out text."""
-    learned = dataclasses.replace(equally(cfg), tokenizer=cfg.tokenizer)
-    corpus = prepare_corpus(learned)
-    corpus.tokenizer.save(tokenizer_file(cfg))
+    """Train the tokenizer on the training text of all sources, and on the words of the made documents, each of which
+    is a token then; what its tokens are worth on each held-out text."""
+    words = cfg.folder / "text" / f"{RETRIEVAL}-words.jsonl"
+    with replacing(words) as file:
+        for text in needles.lists(WORD_LISTS, 1000, cfg.seed):
+            file.write(_line(text))
+    equal = equally(cfg)
+    every = {**equal.sources, RETRIEVAL: str(words)}
+    mix = (Phase(dict.fromkeys(every, 1 / len(every))),)
+    tokenizer = prepare_corpus(
+        dataclasses.replace(equal, sources=every, mix=mix, tokenizer=cfg.tokenizer)
+    ).tokenizer
+    tokenizer.save(tokenizer_file(cfg))
     return {
-        "vocab_size": corpus.tokenizer.vocab_size,
-        "bytes_per_token": {name: bytes_per_token(part) for name, part in corpus.parts.items()},
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_per_token": {
+            name: bytes_per_token(part) for name, part in prepare_corpus(equal).parts.items()
+        },
     }
+
+
+def _line(text: str) -> bytes:
+    return (json.dumps({"text": text}, ensure_ascii=False) + "\n").encode()
 
 
 def bytes_per_token(part: Prepared) -> float:
@@ -123,7 +140,7 @@ def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, An
         )
         with replacing(cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl") as file:
             for text in itertools.chain.from_iterable(made):
-                file.write((json.dumps({"text": text}, ensure_ascii=False) + "\n").encode())
+                file.write(_line(text))
     return {"lengths": list(lengths), "documents": cfg.retrieval.documents}
 
 

@@ -50,14 +50,15 @@ def words(tmp_path_factory):
     for name, some in (("even", parts[::2]), ("odd", parts[1::2])):
         lines = [json.dumps({"name": f"{name}-{i}", "text": text}) for i, text in enumerate(some)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    both = "{even: 0.5, odd: 0.2, retrieval: 0.3}"
-    return [
-        "preset=ci", f"out={folder}", f"sources={{even: {folder}/even.jsonl, odd: {folder}/odd.jsonl}}", "take=1.0",
-        *(f"{key}={both}" for key in config.MIXES), "retrieval={haystack: even, documents: 60, asks: 1}", "curate={exact: null}",
-        "tokenizer=bpe:300", "held_out=0.1", "sweep.budgets=[7.5e9]", "run.train.batch_size=4", "pretrain.flops=1e10", "pretrain.ramp=[]",
-        "run.model.max_seq_len=160", "run.train.seq_len=160", "context.lengths=[192]", "context.thetas=[2e4]", "context.tokens=2000", "context.recover=1.0",
-        "anneal.tokens=2000", "run.train.eval_tokens=1024", "run.runtime.dtype=float32", "run.log.tensorboard=false",
-    ]  # fmt: skip
+    settings = f"""
+        preset=ci out={folder} sources={{even: {folder}/even.jsonl, odd: {folder}/odd.jsonl}} take=1.0 held_out=0.1
+        retrieval={{haystack: even, documents: 60, asks: 1}} curate={{exact: null}} tokenizer=bpe:300
+        sweep.budgets=[7.5e9] pretrain.flops=1e10 pretrain.ramp=[] anneal.tokens=2000
+        context.lengths=[192] context.thetas=[2e4] context.tokens=2000 context.recover=1.0
+        run.model.max_seq_len=160 run.train.seq_len=160 run.train.batch_size=4 run.train.eval_tokens=1024
+        run.runtime.dtype=float32 run.log.tensorboard=false"""
+    split = re.split(r"\s+(?=[a-z_.]+=)", settings.strip())
+    return [*split, *(f"{key}={{even: 0.5, odd: 0.2, retrieval: 0.3}}" for key in config.MIXES)]
 
 
 @pytest.mark.newest
