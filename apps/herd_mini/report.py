@@ -56,8 +56,7 @@ class Line(NamedTuple):
 
 
 def render(cfg: HerdConfig) -> str:
-    journal = Journal(cfg.folder / "steps")
-    steps = {path.stem: journal.read(path.stem) or {} for path in sorted(journal.folder.glob("*.json"))}
+    steps = read_steps(cfg.folder)
     runs = cfg.folder / "runs"
     chain = [runs / "pretrain", *(runs / name for name in stages(steps)), runs / "anneal"]
     scores = bits(cfg, steps)
@@ -94,6 +93,12 @@ def render(cfg: HerdConfig) -> str:
         machine=machine(history.starts(chain[0])),
         config=config_lib.dump(cfg),
     )  # fmt: skip
+
+
+def read_steps(folder: Path) -> dict[str, Any]:
+    """The facts of every finished step."""
+    journal = Journal(folder / "steps")
+    return {path.stem: journal.read(path.stem) or {} for path in sorted(journal.folder.glob("*.json"))}
 
 
 def stages(steps: dict[str, Any]) -> list[str]:

@@ -98,7 +98,8 @@ def shape(cfg: HerdConfig, rung: Rung) -> models.ModelConfig:
 
 
 def pretrain(cfg: HerdConfig, rung: Rung) -> RunConfig:
-    """The ramp and the two mixes over the tokens that the budget buys."""
+    """The ramp and the two mixes over the tokens that the budget buys. Its cosine ends at the rate with which the
+    stages after it go on, so that none of them begins with a step up."""
     length = data.base_length(cfg)
     tokens = cfg.pretrain.flops / flops_per_token(shape(cfg, rung), length).training
     late = round(cfg.pretrain.late * tokens)
@@ -110,7 +111,9 @@ def pretrain(cfg: HerdConfig, rung: Rung) -> RunConfig:
     return dataclasses.replace(
         run,
         train=dataclasses.replace(train, steps=steps),
-        optim=dataclasses.replace(run.optim, lr=rung.lr, over="tokens", warmup=round(WARMUP * tokens)),
+        optim=dataclasses.replace(
+            run.optim, lr=rung.lr, min_lr=cfg.context.lr, over="tokens", warmup=round(WARMUP * tokens)
+        ),
     )
 
 
