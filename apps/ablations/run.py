@@ -16,7 +16,7 @@ from typing import Any
 
 from apps import results
 from apps.ablations.figure import draw
-from apps.ablations.variants import BASE, CONFIG, RATES, VARIANTS, load, settings
+from apps.ablations.variants import BASE, CONFIG, RATES, TUNE_STEPS, VARIANTS, load, settings
 from bench.results import Row
 from min_llm import config as config_lib
 from min_llm import machine
@@ -57,8 +57,8 @@ def tuned(vocab_size: int, seed: int, out: Path) -> list[Row]:
     rows = []
     for optimizer, rates in RATES.items():
         for rate in rates:
-            changes = {"optim.name": optimizer, "optim.lr": rate, "data.tune": True, "seed": seed}
-            run = trained(f"tune {optimizer} {rate:g}", changes, vocab_size, out)
+            changes = {"optim.name": optimizer, "optim.lr": rate, "data.tune": True, "train.steps": TUNE_STEPS}
+            run = trained(f"tune {optimizer} {rate:g}", changes | {"seed": seed}, vocab_size, out)
             case = f"{optimizer} at {rate:g}"
             rows.append(results.over_seeds(case, "late_loss", UNIT, [run], late_loss))
     return rows

@@ -15,7 +15,8 @@ from min_llm.train.ramp import Ramp
 CONFIG = Path(__file__).resolve().parent / "config.yaml"
 Settings = Mapping[str, Any]
 
-# learning rates that `--tune` tries for each optimizer; VARIANTS and config.yaml have the best
+# learning rates that `--tune` tries for each optimizer, in runs of TUNE_STEPS; VARIANTS and config.yaml have the best
+TUNE_STEPS = 150
 RATES = {
     "adamw": (1.5e-3, 3e-3, 6e-3),
     "muon": (3e-3, 6e-3, 1.2e-2),
@@ -26,8 +27,8 @@ RATES = {
 # schedule counts tokens, so that a token meets the learning rate that it meets in the base
 RAMP = {
     "train.ramp": [
-        {"until_tokens": 102_400, "batch_size": 4, "seq_len": 256},
-        {"until_tokens": 409_600, "batch_size": 8, "seq_len": 256},
+        {"until_tokens": 76_800, "batch_size": 4, "seq_len": 256},
+        {"until_tokens": 307_200, "batch_size": 8, "seq_len": 256},
     ],
     "train.batch_size": 16,
     "optim.over": "tokens",
