@@ -57,7 +57,12 @@ def tuned(vocab_size: int, seed: int, out: Path) -> list[Row]:
     rows = []
     for optimizer, rates in RATES.items():
         for rate in rates:
-            changes = {"optim.name": optimizer, "optim.lr": rate, "data.tune": True, "train.steps": TUNE_STEPS}
+            changes = {
+                "optim.name": optimizer,
+                "optim.lr": rate,
+                "data.tune": True,
+                "train.steps": TUNE_STEPS,
+            }
             run = trained(f"tune {optimizer} {rate:g}", changes | {"seed": seed}, vocab_size, out)
             case = f"{optimizer} at {rate:g}"
             rows.append(results.over_seeds(case, "late_loss", UNIT, [run], late_loss))

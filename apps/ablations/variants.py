@@ -18,10 +18,10 @@ Settings = Mapping[str, Any]
 # learning rates that `--tune` tries for each optimizer, in runs of TUNE_STEPS; VARIANTS and config.yaml have the best
 TUNE_STEPS = 150
 RATES = {
-    "adamw": (1.5e-3, 3e-3, 6e-3),
-    "muon": (3e-3, 6e-3, 1.2e-2),
-    "lion": (3e-4, 6e-4, 1.2e-3),
-    "adafactor": (3e-3, 6e-3, 1.2e-2),
+    "adamw": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
+    "muon": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+    "lion": (3e-4, 6e-4, 1.2e-3, 2.4e-3),
+    "adafactor": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
 }
 # batches of 4, 8 and 16 rows for the first eighth, until half and to the end of the base's tokens (L3-4.2); its
 # schedule counts tokens, so that a token meets the learning rate that it meets in the base

@@ -67,7 +67,14 @@ def test_the_mini_mixtral_multiplies_as_many_parameters_a_token_as_the_mini_llam
         GPT2,
         dataclasses.replace(GPT2, bias=False),
     ],
-    ids=["llama", "llama tied", "llama with norms of heads, no gate", "mixtral", "gpt2", "gpt2 without biases"],
+    ids=[
+        "llama",
+        "llama tied",
+        "llama with norms of heads, no gate",
+        "mixtral",
+        "gpt2",
+        "gpt2 without biases",
+    ],
 )
 def test_the_spec_has_the_oracle_s_shapes(cfg):
     expected = oracle(cfg).shapes(cfg)
