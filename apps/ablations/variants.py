@@ -42,11 +42,10 @@ VARIANTS: dict[str, Settings] = {
     "MHA": {"model.n_kv_heads": 4},
     "GELU without gate": {"model.gated": False},
     "QK-norm": {"model.qk_norm": True},
-    "Muon": {"optim.name": "muon", "optim.lr": 6e-3},
-    "Lion": {"optim.name": "lion", "optim.lr": 6e-4},
-    "Adafactor": {"optim.name": "adafactor", "optim.lr": 6e-3},
+    "Muon": {"optim.name": "muon", "optim.lr": 1.2e-2},
+    "Lion": {"optim.name": "lion", "optim.lr": 1.2e-3},
+    "Adafactor": {"optim.name": "adafactor", "optim.lr": 3e-3},
     "batch ramp": RAMP,
-    "WSD": {"optim.schedule": "wsd"},
 }
 
 
