@@ -47,6 +47,7 @@ VARIANTS: dict[str, Settings] = {
     "Adafactor": {"optim.name": "adafactor", "optim.lr": 3e-3},
     "batch ramp": RAMP,
     "initial std 0.088": {"model.init_std": 0.088},  # 1 / sqrt(d), where the base has GPT-2's 0.02
+    "Muon, initial std 0.088": {"optim.name": "muon", "optim.lr": 1.2e-2, "model.init_std": 0.088},
 }
 
 
