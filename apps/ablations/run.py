@@ -81,7 +81,8 @@ def compared(vocab_size: int, seeds: list[int], out: Path) -> list[Row]:
 
 def row(name: str, runs: list[results.Trained], base: list[results.Trained]) -> Row:
     """difference: the mean of loss - base's loss of the same seed; seed_differences: its lowest and highest.
-    verdict: "better" or "worse" where the losses of all seeds lie on one side of all of the base's."""
+    late_loss: of training, as `--tune` has it. verdict: "better" or "worse" where the losses of all seeds lie on one
+    side of all of the base's."""
     apart = [mine.loss - other.loss for mine, other in zip(runs, base, strict=True)]
     mine, others = [run.loss for run in runs], [run.loss for run in base]
     verdict = "better" if max(mine) < min(others) else "worse" if min(mine) > max(others) else "within seeds"
@@ -93,12 +94,14 @@ def row(name: str, runs: list[results.Trained], base: list[results.Trained]) -> 
         lambda run: run.loss,
         difference=statistics.mean(apart),
         seed_differences=[min(apart), max(apart)],
+        late_loss=statistics.mean(map(late_loss, runs)),
         verdict="–" if name == BASE else verdict,
         spikes=sum(spikes(run.folder) for run in runs),
     )
 
 
 def late_loss(run: results.Trained) -> float:
+    """Mean training loss over the last tenth of the steps."""
     losses = [loss for _, loss in history.column(history.read_rows(run.folder)[0], "train", "loss")]
     return statistics.mean(losses[-run.steps // 10 :])
 

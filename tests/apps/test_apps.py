@@ -155,7 +155,8 @@ def test_an_ablation_changes_what_it_names_and_costs_as_many_flops(name):
     assert changed - follows == set(variants.VARIANTS[name])
 
 
-def test_an_ablation_within_the_seeds_is_called_so():
+def test_an_ablation_within_the_seeds_is_called_so(monkeypatch):
+    monkeypatch.setattr(ablations, "late_loss", lambda run: run.loss)
     base = [trained(1, 2.0), trained(2, 2.2)]
     better = ablations.row("a", [trained(1, 1.8), trained(2, 1.9)], base)
     assert better["verdict"] == "better" and better["difference"] == pytest.approx(-0.25)
