@@ -30,8 +30,6 @@ def draw(rows: Sequence[Row]) -> Figure:
         error_kw={"linewidth": 1},
     )
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(
-        xlabel="validation loss minus the base's, nats per token (left: better; grey: within the seeds' spread)"
-    )
+    axis.set(xlabel="validation loss minus the base's, nats a token (grey: within the seeds' spread)")
     axis.spines[["top", "right", "left"]].set_visible(False)
     return figure

@@ -1,14 +1,16 @@
 """The ablation table: what each of Llama 3's choices changes at equal training FLOPs, over three seeds.
 
     python -m apps.ablations.run --tune      the optimizers' learning rates, on a part of the training text
-    python -m apps.ablations.run             every variant and seed, the rows of results.json and differences.svg
+    python -m apps.ablations.run             every variant and seed, the rows of results.json and differences.png
 
-Runs are kept in OUT: what a folder already holds, finished and with the same settings, is read and not run again.
+Runs are kept in OUT: what a folder already holds, finished and with the same settings, is read and not run again;
+one with other settings is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +18,14 @@ from typing import Any
 
 from apps import results
 from apps.ablations.figure import draw
-from apps.ablations.variants import BASE, CONFIG, RATES, VARIANTS, load, settings
+from apps.ablations.variants import BASE, CONFIG, RATES, TUNE_STEPS, VARIANTS, load, settings
 from bench.results import Row
 from min_llm import config as config_lib
 from min_llm import machine
-from min_llm.config import UserError
 from min_llm.data.prepare import prepare_corpus
 from min_llm.train import history
-from min_llm.train.config import RunConfig, differences
-from min_llm.train.run import load_config
+from min_llm.train.config import RunConfig
+from min_llm.train.series import last_loss
 
 UNIT = "nats/token"
 APP = "ablations"
@@ -48,7 +49,7 @@ def main() -> None:
             rows = compared(vocab_size, options.seeds, out)
     print(f"wrote {results.write(APP, rows, options.into)}")
     if not options.tune:
-        draw(rows).savefig(CONFIG.parent / "differences.svg", metadata={"Date": None})
+        draw(rows).savefig(CONFIG.parent / "differences.png", dpi=130)
 
 
 def tuned(vocab_size: int, seed: int, out: Path) -> list[Row]:
@@ -57,8 +58,13 @@ def tuned(vocab_size: int, seed: int, out: Path) -> list[Row]:
     rows = []
     for optimizer, rates in RATES.items():
         for rate in rates:
-            changes = {"optim.name": optimizer, "optim.lr": rate, "data.tune": True, "seed": seed}
-            run = trained(f"tune {optimizer} {rate:g}", changes, vocab_size, out)
+            changes = {
+                "optim.name": optimizer,
+                "optim.lr": rate,
+                "data.tune": True,
+                "train.steps": TUNE_STEPS,
+            }
+            run = trained(f"tune {optimizer} {rate:g}", changes | {"seed": seed}, vocab_size, out)
             case = f"{optimizer} at {rate:g}"
             rows.append(results.over_seeds(case, "late_loss", UNIT, [run], late_loss))
     return rows
@@ -75,7 +81,8 @@ def compared(vocab_size: int, seeds: list[int], out: Path) -> list[Row]:
 
 def row(name: str, runs: list[results.Trained], base: list[results.Trained]) -> Row:
     """difference: the mean of loss - base's loss of the same seed; seed_differences: its lowest and highest.
-    verdict: "better" or "worse" where the losses of all seeds lie on one side of all of the base's."""
+    late_loss: of training, as `--tune` has it. verdict: "better" or "worse" where the losses of all seeds lie on one
+    side of all of the base's."""
     apart = [mine.loss - other.loss for mine, other in zip(runs, base, strict=True)]
     mine, others = [run.loss for run in runs], [run.loss for run in base]
     verdict = "better" if max(mine) < min(others) else "worse" if min(mine) > max(others) else "within seeds"
@@ -87,12 +94,14 @@ def row(name: str, runs: list[results.Trained], base: list[results.Trained]) -> 
         lambda run: run.loss,
         difference=statistics.mean(apart),
         seed_differences=[min(apart), max(apart)],
+        late_loss=statistics.mean(map(late_loss, runs)),
         verdict="–" if name == BASE else verdict,
         spikes=sum(spikes(run.folder) for run in runs),
     )
 
 
 def late_loss(run: results.Trained) -> float:
+    """Mean training loss over the last tenth of the steps."""
     losses = [loss for _, loss in history.column(history.read_rows(run.folder)[0], "train", "loss")]
     return statistics.mean(losses[-run.steps // 10 :])
 
@@ -106,16 +115,9 @@ def trained(name: str, changes: Mapping[str, Any], vocab_size: int, out: Path) -
     """The run with these settings: read where it is finished, trained otherwise."""
     label = f"{name} {changes['seed']}"
     folder = f"ablations-{label.replace(' ', '-').lower()}"
-    wanted = load(changes, vocab_size)
-    try:
-        run = results.read(out / folder)
-        kept = not differences(
-            *(config_lib.flatten(config_lib.dump(c)) for c in (load_config(out / folder), wanted))
-        )
-    except (UserError, IndexError, ValueError):
-        kept = False
-    if not kept:
-        run = results.train(CONFIG, {**changes, "name": folder}, out)
+    planned = dataclasses.replace(load(changes, vocab_size), name=folder, out=str(out))
+    finished = last_loss(planned) is not None
+    run = results.read(out / folder) if finished else results.train(CONFIG, {**changes, "name": folder}, out)
     print(f"{label}: {run.loss:.4f} {UNIT}, {run.steps} steps, {run.seconds:.0f} s", flush=True)
     return run
 

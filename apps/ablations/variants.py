@@ -15,19 +15,20 @@ from min_llm.train.ramp import Ramp
 CONFIG = Path(__file__).resolve().parent / "config.yaml"
 Settings = Mapping[str, Any]
 
-# learning rates that `--tune` tries for each optimizer; VARIANTS and config.yaml have the best
+# learning rates that `--tune` tries for each optimizer, in runs of TUNE_STEPS; VARIANTS and config.yaml have the best
+TUNE_STEPS = 150
 RATES = {
-    "adamw": (1.5e-3, 3e-3, 6e-3),
-    "muon": (3e-3, 6e-3, 1.2e-2),
-    "lion": (3e-4, 6e-4, 1.2e-3),
-    "adafactor": (3e-3, 6e-3, 1.2e-2),
+    "adamw": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
+    "muon": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+    "lion": (3e-4, 6e-4, 1.2e-3, 2.4e-3),
+    "adafactor": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
 }
 # batches of 4, 8 and 16 rows for the first eighth, until half and to the end of the base's tokens (L3-4.2); its
 # schedule counts tokens, so that a token meets the learning rate that it meets in the base
 RAMP = {
     "train.ramp": [
-        {"until_tokens": 102_400, "batch_size": 4, "seq_len": 256},
-        {"until_tokens": 409_600, "batch_size": 8, "seq_len": 256},
+        {"until_tokens": 76_800, "batch_size": 4, "seq_len": 256},
+        {"until_tokens": 307_200, "batch_size": 8, "seq_len": 256},
     ],
     "train.batch_size": 16,
     "optim.over": "tokens",
@@ -41,11 +42,12 @@ VARIANTS: dict[str, Settings] = {
     "MHA": {"model.n_kv_heads": 4},
     "GELU without gate": {"model.gated": False},
     "QK-norm": {"model.qk_norm": True},
-    "Muon": {"optim.name": "muon", "optim.lr": 6e-3},
-    "Lion": {"optim.name": "lion", "optim.lr": 6e-4},
-    "Adafactor": {"optim.name": "adafactor", "optim.lr": 6e-3},
+    "Muon": {"optim.name": "muon", "optim.lr": 1.2e-2},
+    "Lion": {"optim.name": "lion", "optim.lr": 1.2e-3},
+    "Adafactor": {"optim.name": "adafactor", "optim.lr": 3e-3},
     "batch ramp": RAMP,
-    "WSD": {"optim.schedule": "wsd"},
+    "initial std 0.088": {"model.init_std": 0.088},  # 1 / sqrt(d), where the base has GPT-2's 0.02
+    "Muon, initial std 0.088": {"optim.name": "muon", "optim.lr": 1.2e-2, "model.init_std": 0.088},
 }
 
 

@@ -142,7 +142,9 @@ def layer_bytes(cfg: models.ModelConfig, seq_len: int, runtime: Runtime) -> floa
     copies, keys = attention_values(seq_len, runtime.attention, getattr(cfg, "window", None))
     probabilities = c.n_heads * keys * (BYTES["float32"] if runtime.attention == "reference" else size)
     feed_forward = k * (2 * d + 3 * f) if k else (6 if ups == 2 else 2) * f
-    return 4 * d * BYTES["float32"] + (2 * d + 3 * hk + copies * gk + feed_forward) * size + probabilities
+    normed = hk + gk if getattr(cfg, "qk_norm", False) else 0  # queries and keys before their norms
+    values = 2 * d + 3 * hk + copies * gk + normed + feed_forward
+    return 4 * d * BYTES["float32"] + values * size + probabilities
 
 
 def attention_values(seq_len: int, attention: str, window: int | None) -> tuple[float, float]:

@@ -126,6 +126,7 @@ class Layer:
             units, made = rows * (3 * hidden + 2 * cfg.dim), rows * (2 * hidden + cfg.dim)
             moved = units + 3 * cfg.dim
         attention = norms + 2 * cfg.dim + 3 * queries + 2 * keys * cp
+        attention += queries + keys if getattr(cfg, "qk_norm", False) else 0
         scores = _scores(job)
         kept = {
             "none": token * (attention + units)

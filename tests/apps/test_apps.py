@@ -8,6 +8,8 @@ import jax
 import pytest
 
 from apps import results
+from apps.ablations import run as ablations
+from apps.ablations import variants
 from apps.annealing import run as annealing
 from apps.nanogpt import run as nanogpt
 from apps.shakespeare import publish
@@ -141,6 +143,26 @@ def test_our_gpt2_is_what_the_nanogpt_benchmark_looks_for():
 
     assert nanogpt.CASES["gpt2-cpu"] == CASE
     assert set(nanogpt.CASES) == {path.stem for path in CONFIGS if path.parent.name == "nanogpt"}
+
+
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_an_ablation_changes_what_it_names_and_costs_as_many_flops(name):
+    base, cfg = (variants.load(variants.settings(n, 2048), 2048) for n in (variants.BASE, name))
+    assert variants.flops(cfg) == pytest.approx(variants.flops(base), rel=0.01)
+    before, after = (config_lib.flatten(config_lib.dump(c)) for c in (base, cfg))
+    changed = {key for key in before if before[key] != after[key]}
+    follows = {"train.steps", "model.hidden_dim"}  # as many FLOPs, as many parameters
+    assert changed - follows == set(variants.VARIANTS[name])
+
+
+def test_an_ablation_within_the_seeds_is_called_so(monkeypatch):
+    monkeypatch.setattr(ablations, "late_loss", lambda run: run.loss)
+    base = [trained(1, 2.0), trained(2, 2.2)]
+    better = ablations.row("a", [trained(1, 1.8), trained(2, 1.9)], base)
+    assert better["verdict"] == "better" and better["difference"] == pytest.approx(-0.25)
+    assert better["seed_differences"] == pytest.approx([-0.3, -0.2])
+    assert ablations.row("b", [trained(1, 2.1), trained(2, 2.1)], base)["verdict"] == "within seeds"
+    assert ablations.row("c", [trained(1, 2.3), trained(2, 2.4)], base)["verdict"] == "worse"
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ VOCAB = 19 + 238
 CASES = {
     "llama": dataclasses.replace(LLAMA, vocab_size=VOCAB),
     "llama, window": dataclasses.replace(LLAMA, vocab_size=VOCAB, window=5, n_kv_heads=1),
+    "llama, norms of heads, no gate": dataclasses.replace(LLAMA, vocab_size=VOCAB, qk_norm=True, gated=False),
     "mixtral": dataclasses.replace(MIXTRAL, vocab_size=VOCAB),
     "gpt2": dataclasses.replace(GPT2, vocab_size=VOCAB),
 }

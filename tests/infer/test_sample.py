@@ -22,8 +22,8 @@ GREEDY = Sampling(temperature=0)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]  # ragged, in one batch
 CASES = {
     "llama": (LLAMA, Runtime()),
-    "llama, scan, window, reference": (
-        dataclasses.replace(LLAMA, window=4, n_kv_heads=1),
+    "llama, scan, window, norms of heads, reference": (
+        dataclasses.replace(LLAMA, window=4, n_kv_heads=1, qk_norm=True),
         Runtime(scan=True, attention="reference"),
     ),
     "mixtral": (MIXTRAL, Runtime(scan=True)),

@@ -62,11 +62,19 @@ def test_the_mini_mixtral_multiplies_as_many_parameters_a_token_as_the_mini_llam
     [
         LLAMA,
         dataclasses.replace(LLAMA, tie_embeddings=True),
+        dataclasses.replace(LLAMA, qk_norm=True, gated=False),
         MIXTRAL,
         GPT2,
         dataclasses.replace(GPT2, bias=False),
     ],
-    ids=["llama", "llama tied", "mixtral", "gpt2", "gpt2 without biases"],
+    ids=[
+        "llama",
+        "llama tied",
+        "llama with norms of heads, no gate",
+        "mixtral",
+        "gpt2",
+        "gpt2 without biases",
+    ],
 )
 def test_the_spec_has_the_oracle_s_shapes(cfg):
     expected = oracle(cfg).shapes(cfg)
@@ -102,6 +110,7 @@ def test_the_context_of_llama_3_2_is_extended_32_fold():
         ),
         ({"family": "mixtral", "experts_per_token": 0}, "between 1 and"),
         ({"family": "mixtral", "n_heads": 6}, "must be a multiple of"),
+        ({"family": "mixtral", "gated": False}, "experts are SwiGLU networks"),
         ({"n_experts": 8}, "Unknown configuration key 'model.n_experts'"),
         ({"family": "lama"}, "no model family 'lama'. Did you mean 'llama'"),
         ({"family": 3}, "no model family 3"),

@@ -80,7 +80,7 @@ def compare(cfg, shape, runtime, batch, params, loss, grads, change=lambda param
 
 
 def main(family, cases, sizes):
-    extra = {"n_kv_heads": 2, "head_dim": 4} if family == "llama" else {}
+    extra = {"n_kv_heads": 2, "head_dim": 4, "qk_norm": True} if family == "llama" else {}
     cfg = build(models.ModelConfig, SIZES | {"family": family} | extra | sizes)
     batch, params = make_batch(), models.init(cfg, 0)
     one = step(cfg, Runtime(attention="reference"))(params, batch)

@@ -27,7 +27,7 @@ CASES = [
     (llama.Config(**WIDE), 4, 256, Runtime(SHORT, remat="selective", scan=True), 1),
     (llama.Config(**LONG), 4, 512, Runtime(remat="full", scan=True), 1),
     (llama.Config(**VOCABULARY), 4, 128, Runtime(SHORT, scan=True), 1),
-    (llama.Config(**WIDE), 8, 256, Runtime(attention="blockwise", scan=True), 4),
+    (llama.Config(**WIDE, qk_norm=True), 8, 256, Runtime(attention="blockwise", scan=True), 4),
     (gpt2.Config(**WIDE), 4, 256, Runtime(scan=True), 1),
     (mixtral.Config(**WIDE, hidden_dim=352, n_experts=4), 8, 256, Runtime(remat="selective", scan=True), 1),
 ]
