@@ -114,13 +114,13 @@ def lists(count: int, length: int, seed: int) -> Iterator[str]:
     finding a needle needs (induction heads: Olsson et al. 2022, arXiv 2209.11895). Raises UserError for a length that
     does not hold a short list twice.
     """
-    shortest = 6  # words
+    shortest = 4  # words; most lists are short, since short ones are learned from first
     longest = min(len(KEYS + WORDS), length // (2 * (1 + max(map(len, KEYS + WORDS)))))
     if longest < shortest:
-        raise UserError(f"Lists of {length} bytes are too short to be said twice; make them 120 or longer.")
+        raise UserError(f"Lists of {length} bytes are too short to be said twice; make them 80 or longer.")
     rng = random.Random(f"lists {seed}")
     for _ in range(count):
-        words = rng.sample(KEYS + WORDS, rng.randint(shortest, longest))
+        words = rng.sample(KEYS + WORDS, round(shortest * (longest / shortest) ** rng.random()))
         text = " ".join(words * (length // sum(map(_size, words)) + 1))
         yield text[: text.rindex(" ", 0, length)] + "\n"
 
