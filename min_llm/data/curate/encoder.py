@@ -50,10 +50,14 @@ class EncoderShape:
 
     def trunk(self) -> llama.Config:
         """The configuration of the layers, for this tokenizer."""
-        vocabulary = _tokenizer(self.tokenizer).vocab_size
-        shape = dict(n_layers=self.n_layers, dim=self.dim, n_heads=self.n_heads, n_kv_heads=self.n_heads)
         return llama.Config(
-            **shape, vocab_size=vocabulary, max_seq_len=self.length, tie_embeddings=True
+            n_layers=self.n_layers,
+            dim=self.dim,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_heads,
+            vocab_size=_tokenizer(self.tokenizer).vocab_size,
+            max_seq_len=self.length,
+            tie_embeddings=True,
         ).checked("shape")
 
     def rows(
@@ -121,11 +125,14 @@ class Encoder:
     def predict(self, texts: list[str]) -> Float32[np.ndarray, "texts labels"]:
         """The probabilities of "low" and "high"."""
         tokens, segments = self.shape.rows(texts)
-        room = -len(texts) % ROWS
-        parts = [np.pad(x, ((0, room), (0, 0)), mode="edge").reshape(-1, ROWS, self.shape.length)
-                 for x in (tokens, segments)] if texts else [[], []]  # fmt: skip
-        found = [_probabilities(self.weights, self.shape.trunk(), *part) for part in zip(*parts, strict=True)]
-        high = np.concatenate([np.zeros(0, np.float32), *found])[: len(texts)]
+        trunk, found = self.shape.trunk(), [np.zeros(0, np.float32)]
+        for first in range(0, len(texts), ROWS):
+            n = len(texts[first : first + ROWS])
+            padded = (
+                np.pad(x[first : first + n], ((0, ROWS - n), (0, 0)), mode="edge") for x in (tokens, segments)
+            )
+            found.append(np.asarray(_probabilities(self.weights, trunk, *padded))[:n])
+        high = np.concatenate(found)
         return np.stack([1 - high, high], axis=1)
 
     def save(self, path: Path) -> None:
