@@ -17,6 +17,6 @@ words.py         words as hashes, for whole batches: what most steps work on
 keyed.py         deduplication over all shards in bounded memory
 read.py          documents out of files, write.py into them, settings.py what is read and written
 walk.py          one pass over one shard, and the barrier after a pass
-pipeline.py      all passes over all shards, in processes, resumably
+pipeline.py      all passes over all shards, resumably; execute.py in processes or on Ray
 tally.py         what each step did; report.py the page that shows it
 """
