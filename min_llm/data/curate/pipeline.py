@@ -36,7 +36,7 @@ from min_llm.fetch import file_digest
 from min_llm.platform import write_atomic
 from min_llm.reporting import reporter
 
-VERSION = 1  # of what a configuration makes; raise it when a step's outcome changes
+VERSION = 2  # of what a configuration makes; raise it when a step's outcome changes
 WHERE: dict[str, Any] = {"workers": 0, "executor": "processes"}  # settings that change nothing of it
 
 
