@@ -22,6 +22,7 @@ from apps.classifiers.teacher import Teacher
 from bench.results import Row, row
 from min_llm import config, machine
 from min_llm.config import build
+from min_llm.data import readers
 from min_llm.data.curate import train_encoder, train_linear
 from min_llm.data.curate.encoder import LABELS, Encoder
 from min_llm.data.curate.labelled import Text
@@ -82,6 +83,24 @@ def agreements(scores: Path, seeds: list[int]) -> tuple[list[Row], Encoder]:
     return made, model
 
 
+def verdicts(scores: Path) -> list[Row]:
+    """The teacher's mean score of the texts of each source: whether its taste makes sense."""
+    by_source: dict[str, list[float]] = {}
+    for _, found in readers.json_lines(scores):
+        by_source.setdefault(found["source"], []).append(found["score"])
+    return [
+        row(
+            f"teacher on {source}",
+            "mean score",
+            "share",
+            "bfloat16",
+            statistics.mean(values),
+            texts=len(values),
+        )
+        for source, values in by_source.items()
+    ]
+
+
 def speed(model: Encoder, scores: Path) -> Row:
     """Texts a second of both, who take turns; the ratio is the median of the rounds."""
     judge = Teacher()
@@ -109,7 +128,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the teacher's scores")
-    parser.add_argument("--most", type=int, default=350, help="texts of a source")
+    parser.add_argument("--most", type=int, default=250, help="texts of a source")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--into", type=Path, help="results file, if not that of this checkout")
     arguments = parser.parse_args()
@@ -119,9 +138,9 @@ def main() -> int:
         if not scores.exists():
             print(f"the teacher took {teacher.write(scores, arguments.most):.3f} s a text")
         rows, model = agreements(scores, arguments.seeds)
-        rows.append(speed(model, scores))
+        rows += [*verdicts(scores), speed(model, scores)]
     for made in rows:
-        print(f"{made['case']} {made['metric']}: {made['ours']:.4f}, spread {made['spread']}")
+        print(f"{made['case']} {made['metric']}: {made['ours']:.4f} {made['unit']}, spread {made['spread']}")
     print(f"wrote {results.write('classifiers', rows, arguments.into)}")
     return 0
 

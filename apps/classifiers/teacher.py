@@ -1,8 +1,8 @@
 """A language model as the teacher: it scores texts by how well it can predict them.
 
 The score of a text is the share of all texts that need more bits a byte. CCNet (Wenzek et al. 2020) sorted the web
-so, by a 5-gram model of Wikipedia; Llama 2, Llama 3's teacher, was asked in words, which a model of 135 M parameters
-answers almost at random (README.md).
+so, by a 5-gram model of Wikipedia; Llama 2, Llama 3's teacher, was asked in words: a model of 135 M parameters answers
+those almost at random (README.md).
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ SOURCES = ("wiki-en", "wiki-fr", "sotu", "moby-dick", "gsm8k", "help-en", "pytho
 ROWS, LENGTH = 16, 96  # texts scored at once, tokens of a text
 
 
-def texts(loaded: Loaded, most: int) -> list[str]:
-    """The first LENGTH tokens of up to `most` documents of each source, drawn by their hash; of mails, of the body."""
-    found: dict[str, None] = {}
+def texts(loaded: Loaded, most: int) -> dict[str, str]:
+    """text -> source: the first LENGTH tokens of up to `most` documents of each, drawn by their hash; of mails, of the
+    body."""
+    found: dict[str, str] = {}
     for source in SOURCES:
         documents = set(sources.documents(source))
         for document in sorted(documents, key=lambda text: draw(text, 0))[:most]:
@@ -41,12 +42,12 @@ def texts(loaded: Loaded, most: int) -> list[str]:
             tokens = loaded.tokenizer.encode(text[: 8 * LENGTH].strip())[: LENGTH - 1]
             begun = loaded.tokenizer.decode(tokens).replace("\ufffd", "").strip()
             if len(begun) >= 100:
-                found[begun] = None
-    return list(found)
+                found[begun] = source
+    return found
 
 
 class Teacher:
-    """`bits(texts)`: bits a byte that the model needs for each of them."""
+    """`bits(texts)`: bits a byte that the model needs for each of them, its first token being given."""
 
     def __init__(self) -> None:
         self.loaded = min_llm.load(NAME, runtime=RuntimeConfig(dtype="bfloat16"))
@@ -77,14 +78,13 @@ def write(path: Path, most: int) -> float:
     """Score the texts into a .jsonl file; the seconds of a text."""
     teacher = Teacher()
     given = texts(teacher.loaded, most)
-    teacher.bits(given[:ROWS])  # compiles
+    teacher.bits(["Some text."])  # compiles
     began = time.perf_counter()
-    bits = teacher.bits(given)
+    bits = teacher.bits(list(given))
     seconds = (time.perf_counter() - began) / len(given)
-    share = 1 - np.argsort(np.argsort(bits)) / (len(bits) - 1)
-    rows = [
-        {"text": text, "score": float(score), "bits_per_byte": float(value)}
-        for text, score, value in zip(given, share, bits, strict=True)
-    ]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    harder = 1 - np.argsort(np.argsort(bits)) / (len(bits) - 1)
+    with path.open("w", encoding="utf-8") as file:
+        for (text, source), score, value in zip(given.items(), harder, bits, strict=True):
+            row = {"text": text, "score": float(score), "bits_per_byte": float(value), "source": source}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return seconds
