@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from min_llm.config import UserError
 from min_llm.data.curate.walk import Task, run_shard
@@ -89,7 +90,8 @@ def _on_ray(workers: int) -> Iterator[Mapped]:
     run = ray.remote(_run_at)
 
     def mapped(tasks: list[Task]) -> Iterator[None]:
-        waiting, running, folder = tasks[::-1], [], os.getcwd()
+        waiting, folder = tasks[::-1], os.getcwd()
+        running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < workers:
                 running.append(run.remote(folder, waiting.pop()))
