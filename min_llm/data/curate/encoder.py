@@ -2,10 +2,11 @@
 that had learnt what Llama 2 said of documents (section 3.1.1, "Model-based quality filtering"; L3-1.10).
 
     x = embed[tokens] through the layers of models/llama.py, in which every token sees every other
-    p(high | text) = sigmoid(readout · mean of the tokens' states + bias)
+    p(high | text) = sigmoid(readout · mean of the tokens' states + density · (bytes a token - 4) + bias)
 
 The layers are those of every model here (pre-norm, rotary positions, SwiGLU) and not BERT's. A text is what its first
-tokens are. train_encoder.py fits the weights.
+tokens are. How many bytes they take on average is given besides, since a mean cannot count: where the tokenizer needs
+many tokens, the text is unlike what it was made from. train_encoder.py fits the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from min_llm.nn.runtime import Runtime
 from min_llm.spec import Param
 
 FORMAT = "min_llm encoder 1"
+LONGEST = 8  # bytes of a token on average: of a longer text no more than that is read
 LABELS = ("low", "high")
 ROWS = 32  # texts of a prediction, always so many: how a row is rounded may depend on the shape, not on other rows
 
@@ -60,17 +62,29 @@ class EncoderShape:
             tie_embeddings=True,
         ).checked("shape")
 
-    def rows(
-        self, texts: list[str]
-    ) -> tuple[Int[np.ndarray, "texts length"], Int[np.ndarray, "texts length"]]:
-        """Tokens and segments: 1 for those of a text, 0 for padding. A text without tokens has the token 0."""
+    def rows(self, texts: list[str]) -> Rows:
+        """A text without tokens has the token 0."""
         tokens = np.zeros((len(texts), self.length), np.int32)
         segments = np.zeros_like(tokens)
-        segments[:, 0] = 1
-        for k, ids in enumerate(_tokenizer(self.tokenizer).encode_documents(texts)):
+        density = np.zeros(len(texts), np.float32)
+        begun = [text[: LONGEST * self.length] for text in texts]
+        for k, ids in enumerate(_tokenizer(self.tokenizer).encode_documents(begun)):
             n = min(len(ids), self.length)
-            tokens[k, :n], segments[k, :n] = ids[:n], 1
-        return tokens, segments
+            tokens[k, :n], segments[k, : max(n, 1)] = ids[:n], 1
+            density[k] = len(begun[k].encode(errors="replace")) / max(len(ids), 1) - 4
+        return Rows(tokens, segments, density)
+
+
+class Rows(NamedTuple):
+    """Texts as an encoder sees them."""
+
+    tokens: Any  # int32 [texts, length]
+    segments: Any  # int32 [texts, length]: 1 for the tokens of a text, 0 for padding
+    density: Any  # float32 [texts]: bytes a token, less 4
+
+    def of(self, texts: Int[np.ndarray, " n"]) -> Rows:
+        """Those of the texts with these numbers."""
+        return Rows(*(x[texts] for x in self))
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +92,7 @@ class EncoderShape:
 class Weights:
     trunk: Any  # as llama.spec says, the embedding never an output
     readout: Any
+    density: Any
     bias: Any
 
 
@@ -94,23 +109,18 @@ def spec(shape: EncoderShape) -> Weights:
     return Weights(
         trunk=llama.spec(shape.trunk()),
         readout=Param((shape.dim,), ("embed",), None, "bias"),
+        density=Param((), (), None, "bias"),
         bias=Param((), (), None, "bias"),
     )
 
 
-def scores(
-    weights: Weights,
-    cfg: llama.Config,
-    tokens: Int[Array, "b s"],
-    segments: Int[Array, "b s"],
-    key: Array | None = None,
-) -> Float[Array, " b"]:
+def scores(weights: Weights, cfg: llama.Config, rows: Rows, key: Array | None = None) -> Float[Array, " b"]:
     """The log-odds of "high". key: dropout (training only)."""
-    batch = Batch(tokens, segment_ids=segments)
+    batch = Batch(rows.tokens, segment_ids=rows.segments)
     states, _ = models.forward(weights.trunk, cfg, batch, Runtime(), Bidirectional(), key)
-    real = (segments > 0)[:, :, None]
+    real = (rows.segments > 0)[:, :, None]
     mean = jnp.sum(jnp.where(real, states, 0), axis=1) / real.sum(axis=1)
-    return mean @ weights.readout + weights.bias
+    return mean @ weights.readout + rows.density * weights.density + weights.bias
 
 
 @dataclass(frozen=True)
@@ -124,14 +134,13 @@ class Encoder:
 
     def predict(self, texts: list[str]) -> Float32[np.ndarray, "texts labels"]:
         """The probabilities of "low" and "high"."""
-        tokens, segments = self.shape.rows(texts)
-        trunk, found = self.shape.trunk(), [np.zeros(0, np.float32)]
+        rows, trunk, found = self.shape.rows(texts), self.shape.trunk(), [np.zeros(0, np.float32)]
         for first in range(0, len(texts), ROWS):
-            n = len(texts[first : first + ROWS])
-            padded = (
-                np.pad(x[first : first + n], ((0, ROWS - n), (0, 0)), mode="edge") for x in (tokens, segments)
-            )
-            found.append(np.asarray(_probabilities(self.weights, trunk, *padded))[:n])
+            taken = np.arange(first, first + ROWS).clip(
+                max=len(texts) - 1
+            )  # the last one again, to fill the shape
+            n = min(len(texts) - first, ROWS)
+            found.append(np.asarray(_probabilities(self.weights, trunk, rows.of(taken)))[:n])
         high = np.concatenate(found)
         return np.stack([1 - high, high], axis=1)
 
@@ -152,8 +161,8 @@ def of(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Encoder:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _probabilities(weights: Weights, cfg: llama.Config, tokens: Array, segments: Array) -> Array:
-    return jax.nn.sigmoid(scores(weights, cfg, tokens, segments))
+def _probabilities(weights: Weights, cfg: llama.Config, rows: Rows) -> Array:
+    return jax.nn.sigmoid(scores(weights, cfg, rows))
 
 
 @functools.lru_cache(maxsize=4)

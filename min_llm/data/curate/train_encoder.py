@@ -22,7 +22,7 @@ from min_llm import models
 from min_llm.config import UserError, dump, option
 from min_llm.data import readers, split
 from min_llm.data.curate import encoder
-from min_llm.data.curate.encoder import Encoder, EncoderShape, Weights
+from min_llm.data.curate.encoder import Encoder, EncoderShape, Rows, Weights
 from min_llm.data.curate.train_linear import auc
 from min_llm.reporting import reporter
 
@@ -93,7 +93,7 @@ def train(cfg: DistilConfig) -> Encoder:
 
 def fit(cfg: DistilConfig, texts: list[Scored]) -> Encoder:
     """An encoder of these texts; the same for the same texts, settings and seed."""
-    tokens, segments = cfg.shape.rows([t.text for t in texts])
+    rows = cfg.shape.rows([t.text for t in texts])
     wanted = np.array([t.score for t in texts], np.float32)
     batches = -(-len(texts) // cfg.batch)
     weights = models.init_spec(encoder.spec(cfg.shape), cfg.seed)
@@ -104,9 +104,9 @@ def fit(cfg: DistilConfig, texts: list[Scored]) -> Encoder:
             draw.permutation(len(texts)), batches * cfg.batch
         )  # the last batch takes some again
         losses = []
-        for rows in order.reshape(batches, cfg.batch):
+        for taken in order.reshape(batches, cfg.batch):
             key, own = jax.random.split(key)
-            batch = tokens[rows], segments[rows], wanted[rows]
+            batch = rows.of(taken), wanted[taken]
             weights, state, value = _step(cfg, cfg.epochs * batches, weights, state, own, *batch)
             losses.append(value)
         reporter().info(f"epoch {epoch + 1}: {float(np.mean(losses)):.4f} nats a text")
@@ -120,19 +120,19 @@ def _optimizer(cfg: DistilConfig, steps: int) -> optax.GradientTransformation:
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def _step(
-    cfg: DistilConfig, steps: int, weights: Weights, state: Any, key: Array, *batch: Array
+    cfg: DistilConfig, steps: int, weights: Weights, state: Any, key: Array, rows: Rows, wanted: Array
 ) -> tuple[Weights, Any, Float[Array, ""]]:
     trunk = replace(cfg.shape.trunk(), dropout=cfg.dropout)
-    value, grads = jax.value_and_grad(loss)(weights, trunk, key, *batch)
+    value, grads = jax.value_and_grad(loss)(weights, trunk, key, rows, wanted)
     updates, state = _optimizer(cfg, steps).update(grads, state, weights)
     return optax.apply_updates(weights, updates), state, value
 
 
 def loss(
-    weights: Weights, trunk: Any, key: Array, tokens: Array, segments: Array, wanted: Float[Array, " b"]
+    weights: Weights, trunk: Any, key: Array, rows: Rows, wanted: Float[Array, " b"]
 ) -> Float[Array, ""]:
     """The mean cross-entropy with the teacher's scores, in nats."""
-    found = encoder.scores(weights, trunk, tokens, segments, key)
+    found = encoder.scores(weights, trunk, rows, key)
     return optax.sigmoid_binary_cross_entropy(found, wanted).mean()
 
 

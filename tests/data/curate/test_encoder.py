@@ -23,7 +23,7 @@ TINY = EncoderShape(tokenizer="byte", length=24, n_layers=1, dim=16, n_heads=2)
 
 def weights(shape=TINY, seed=0):
     found = models.init_spec(encoder.spec(shape), seed)
-    return encoder.Weights(found.trunk, jnp.ones(shape.dim), jnp.float32(0.5))
+    return encoder.Weights(found.trunk, jnp.ones(shape.dim), jnp.float32(0.1), jnp.float32(0.5))
 
 
 def rows(*texts):
@@ -31,34 +31,35 @@ def rows(*texts):
 
 
 @jax.jit
-def score(tokens, segments):
-    return encoder.scores(weights(), TINY.trunk(), tokens, segments)
+def score(seen):
+    return encoder.scores(weights(), TINY.trunk(), seen)
 
 
 @jax.jit
-def states(tokens, segments):
-    batch = Batch(tokens, segment_ids=segments)
+def states(seen):
+    batch = Batch(seen.tokens, segment_ids=seen.segments)
     return models.forward(weights().trunk, TINY.trunk(), batch, Runtime(), encoder.Bidirectional())[0]
 
 
 def test_rows_are_the_first_tokens_and_padding():
-    tokens, segments = rows("abc", "", "x" * 100)
+    tokens, segments, density = rows("abc", "", "x" * 100)
+    assert density.tolist() == [-3, -4, -3]
     assert tokens[0, :4].tolist() == [97, 98, 99, 0] and segments.sum(axis=1).tolist() == [3, 1, 24]
 
 
 def test_a_token_sees_those_behind_it():
     """Causal attention would give the first token the same state whatever follows."""
-    tokens, segments = rows("abcd", "abce")
-    first, second = np.asarray(states(tokens, segments))[:, 0]
+    first, second = np.asarray(states(rows("abcd", "abce")))[:, 0]
     assert not np.allclose(first, second, atol=1e-4)
 
 
 def test_padding_is_not_seen():
-    tokens, segments = rows("some text")
-    other = np.where(segments > 0, tokens, 77)
-    np.testing.assert_allclose(score(tokens, segments), score(other, segments), atol=1e-6)
-    np.testing.assert_allclose(score(tokens[:, :9], segments[:, :9]), score(tokens, segments), atol=1e-5)
-    assert not np.allclose(score(*rows("some")), score(*rows("some text")), atol=1e-3)
+    seen = rows("some text")
+    other = seen._replace(tokens=np.where(seen.segments > 0, seen.tokens, 77))
+    shorter = seen._replace(tokens=seen.tokens[:, :9], segments=seen.segments[:, :9])
+    np.testing.assert_allclose(score(seen), score(other), atol=1e-6)
+    np.testing.assert_allclose(score(seen), score(shorter), atol=1e-5)
+    assert not np.allclose(score(seen), score(rows("some")), atol=1e-3)
 
 
 def scored(folder, n=160, seed=0):
