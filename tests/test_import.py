@@ -10,7 +10,7 @@ import typer
 from min_llm.cli import main as cli
 
 COMMAND = "import sys; from min_llm.cli.main import main; main()"
-OPTIONAL = ("torch", "tensorflow", "transformers", "datasets", "huggingface_hub", "wandb", "pyarrow")
+OPTIONAL = ("torch", "tensorflow", "transformers", "datasets", "huggingface_hub", "wandb", "pyarrow", "ray")
 
 
 def seconds(*arguments):

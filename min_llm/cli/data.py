@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from min_llm.cli.classifier import classifier
+from min_llm.cli.classifier import classifier, distil
 from min_llm.cli.curate import curate
 from min_llm.config import UserError, build, nearest
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Sources of text and prepared token files.", no_args_is_help=True)
 app.command(add_help_option=False)(curate)
 app.command(add_help_option=False)(classifier)
+app.command(add_help_option=False)(distil)
 
 SHOWN_TOKENS = 48
 SHOWN_CHARACTERS = 300

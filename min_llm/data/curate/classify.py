@@ -1,5 +1,5 @@
-"""The step that labels documents with a linear classifier and keeps what is wanted: quality, kind of text, language,
-topic. Llama 3, section 3.1.1 and 3.1.2 (L3-1.9, L3-1.11 to L3-1.13)."""
+"""The step that labels documents with a classifier and keeps what is wanted: quality, kind of text, language, topic.
+Llama 3, section 3.1.1 and 3.1.2 (L3-1.9 to L3-1.13)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from min_llm.config import UserError, nearest, option
 from min_llm.data.curate.document import Document, Drop, Outcome
 from min_llm.data.curate.exact import fingerprints
-from min_llm.data.curate.linear import Linear, loaded
 from min_llm.data.curate.listing import stamp
+from min_llm.data.curate.model_file import Classifier, loaded
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Classify:
     def files(self) -> list[Path]:
         return [Path(self.file).expanduser()]
 
-    def _outcome(self, model: Linear, document: Document, found: np.ndarray, draw: float) -> Outcome:
+    def _outcome(self, model: Classifier, document: Document, found: np.ndarray, draw: float) -> Outcome:
         label = model.labels[int(found.argmax())]
         wanted = float(sum(found[model.labels.index(name)] for name in self.keep))
         if self.keep and (wanted < self.least if self.least else label not in self.keep):

@@ -22,7 +22,7 @@ OF_TAG = {
     tag: effect
     for effect, tags in {
         "hidden": "script style noscript template head iframe object svg canvas audio video map select option textarea "
-        "button dialog",
+        "button dialog annotation-xml",
         "named": "nav aside footer form menu",
         "main": "main article",
         "formula": "math",
@@ -59,7 +59,11 @@ NAMES = re.compile(
     r"|noprint|mw-editsection|catlinks|toc|sr-only|visually-hidden|line-?(?:no|numbers?))(?:$|[\s_-])",
     re.IGNORECASE,
 )
-TEX = re.compile(r"(?:math|application/x-)/?tex(?P<display>; *mode=display)?", re.IGNORECASE)
+TEX = re.compile(r"(?:math/|application/x-)?(?:la)?tex(?P<display>; *mode=display)?", re.IGNORECASE)
+DRAWN = re.compile(r"(?:^| )(?:katex-html|MathJax(?:_\w+)?)(?: |$)")  # a formula whose TeX stands beside it
+FORMULA = re.compile(
+    r"(?:^|[\s_-])(?:(?:la)?tex|math|equation|formula)(?:$|[\s_-])", re.IGNORECASE
+)  # an image of one
 SPACE = re.compile(r"\s+")
 LOOKS_LIKE = re.compile(r"<!doctype html|<(?:html|head|body|article|div|h1|p|table|ul)[\s>]", re.IGNORECASE)
 LOOKED_AT = 20_000  # characters, to tell whether a text is a page
@@ -219,10 +223,12 @@ class _Page:
         if not given:
             return OF_TAG.get(tag, "")
         if tag in ("script", "annotation"):
-            tex = TEX.match(given.get("type") or given.get("encoding") or "")
+            tex = TEX.fullmatch(given.get("type") or given.get("encoding") or "")
             return "hidden" if tex is None else "display" if tex["display"] else "tex"
         names, role = f"{given.get('class', '')} {given.get('id', '')}", given.get("role")
-        if (tag == "math" and given.get("alttext")) or "hidden" in given or "katex-html" in names:
+        if (tag == "math" and given.get("alttext")) or "hidden" in given:
+            return "hidden"
+        if DRAWN.search(names) and tag != "mjx-container":  # that one holds MathML
             return "hidden"
         if role == "main" or role in ROLES:
             return "main" if role == "main" else "named"
@@ -236,7 +242,7 @@ class _Page:
         elif tag == "hr":
             self._end_block()
         elif tag == "img" and given.get("alt") and "math-fallback" not in given.get("class", ""):
-            self._add(f" {given['alt']} ")
+            self._add(*_alternative(given["alt"], given.get("class", "")))
 
     def _pop(self) -> None:
         tag, effect = self._open.pop()
@@ -262,6 +268,13 @@ class _Page:
         self._block.pieces.append((text, exact))
         if self._tags["a"]:
             self._block.linked += len(text.strip())
+
+
+def _alternative(alt: str, names: str) -> tuple[str, bool]:
+    """What stands for an image, and whether that is exact: TeX, where the image is a formula."""
+    if not FORMULA.search(names):
+        return f" {alt} ", False
+    return alt if alt.startswith(("$", "\\(", "\\[")) else f"${alt}$", True
 
 
 def _text(block: Block) -> str:

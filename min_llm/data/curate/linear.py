@@ -8,20 +8,17 @@ a look-up and a sum, in NumPy alone. train_linear.py fits E and W.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from min_llm.config import UserError, build
-from min_llm.data.curate.listing import Stamp
+from min_llm.config import build
+from min_llm.data.curate import model_file
 from min_llm.data.curate.ngrams import NGrams
-from min_llm.platform import replacing
 
 FORMAT = "min_llm linear classifier 1"
 
@@ -51,38 +48,11 @@ class Linear:
         return powers / powers.sum(axis=1, keepdims=True)
 
     def save(self, path: Path) -> None:
-        """One safetensors file with everything in it. The same model gives the same bytes."""
-        from safetensors.numpy import save
-
-        about = {"format": FORMAT, "labels": self.labels, "ngrams": asdict(self.ngrams), "about": self.about}
-        text = json.dumps(about, ensure_ascii=False, sort_keys=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(
-                save({"table": self.table}, {"classifier": text})
-            )  # several keys would be in any order
+        said = {"format": FORMAT, "labels": self.labels, "ngrams": asdict(self.ngrams), "about": self.about}
+        model_file.write(path, said, {"table": self.table})
 
 
-def load(path: Path) -> Linear:
-    """What `save` wrote. Raises UserError for a file that is not there or is none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            found = json.loads((file.metadata() or {}).get("classifier", "{}"))
-            if found.get("format") != FORMAT:
-                raise UserError(
-                    f"{path} is no classifier of this version: make one with `min-llm data classifier`."
-                )
-            table = file.get_tensor("table")
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The classifier {path} cannot be read: {error}. `min-llm data classifier` makes one."
-        ) from error
-    return Linear(tuple(found["labels"]), build(NGrams, found["ngrams"], "ngrams"), table, found["about"])
-
-
-@lru_cache(maxsize=4)
-def loaded(file: Stamp) -> Linear:
-    """`load`, once for each state of a file."""
-    return load(file.path)
+def of(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Linear:
+    """What `save` has put into a file."""
+    ngrams = build(NGrams, said["ngrams"], "ngrams")
+    return Linear(tuple(said["labels"]), ngrams, tensors["table"], said["about"])

@@ -7,23 +7,19 @@
     report.json           the same for programs; it is written last
     work/                 while it runs (walk.py)
 
-A killed run goes on where it was when the same command is given again, with any number of workers, and its output has
-the bytes of a run that was never stopped.
+A killed run goes on where it was when the same command is given again, with any number of workers, here or on Ray
+(execute.py), and its output has the bytes of a run that was never stopped.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +27,17 @@ from typing import Any
 from min_llm.config import UserError, dump
 from min_llm.data import sources
 from min_llm.data.curate import report, steps
+from min_llm.data.curate.execute import executor
 from min_llm.data.curate.read import Shard, shards
 from min_llm.data.curate.settings import CurateConfig
 from min_llm.data.curate.tally import Tally
-from min_llm.data.curate.walk import Task, decide, output_name, run_shard
+from min_llm.data.curate.walk import Task, decide, output_name
 from min_llm.fetch import file_digest
 from min_llm.platform import write_atomic
 from min_llm.reporting import reporter
 
-VERSION = 1  # of what a configuration makes; raise it when a step's outcome changes
+VERSION = 2  # of what a configuration makes; raise it when a step's outcome changes
+WHERE: dict[str, Any] = {"workers": 0, "executor": "processes"}  # settings that change nothing of it
 
 
 def curate(cfg: CurateConfig) -> Path:
@@ -63,7 +61,7 @@ def _run(cfg: CurateConfig, folder: Path, found: tuple[Shard, ...], identity: st
     for part in work.glob("*/.*"):  # what a killed run was at
         shutil.rmtree(part, ignore_errors=True)
     total, walks = Tally(), steps.passes(cfg.steps)
-    with _mapper(min(cfg.workers or os.cpu_count() or 1, len(found))) as mapped:
+    with executor(cfg.executor, min(cfg.workers or os.cpu_count() or 1, len(found))) as mapped:
         for number in range(len(walks)):
             done = work / f"{number}.json"
             tasks = [Task(cfg, work, number, index, shard) for index, shard in enumerate(found)]
@@ -82,46 +80,8 @@ def _run(cfg: CurateConfig, folder: Path, found: tuple[Shard, ...], identity: st
         if (task.folder / name).is_file():
             os.replace(task.folder / name, path)
         files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)})
-    about = {"version": VERSION, "identity": identity, "config": dump(replace(cfg, workers=0))}
+    about = {"version": VERSION, "identity": identity, "config": dump(replace(cfg, **WHERE))}
     report.write(folder, about, total, [named.name for named in cfg.steps.steps], files)
-
-
-@contextlib.contextmanager
-def _mapper(workers: int) -> Iterator[Callable[[list[Task]], Iterator[None]]]:
-    """A function that runs tasks and yields as each of them is done: here, or in several processes."""
-    if workers <= 1:
-        yield lambda tasks: map(run_shard, tasks)
-        return
-    # spawn: a fork beside JAX's threads may hang
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_follow_parent)
-
-    def mapped(tasks: list[Task]) -> Iterator[None]:
-        for future in concurrent.futures.as_completed([pool.submit(run_shard, task) for task in tasks]):
-            yield future.result()
-
-    try:
-        yield mapped
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
-            "A worker process was killed, most often because the memory was full. Run the same command again: "
-            "finished shards are kept; a smaller `workers` or `longest` needs less memory."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """End this worker when its parent is killed, and without a word at ^C."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _identity(cfg: CurateConfig, found: tuple[Shard, ...]) -> str:
@@ -138,7 +98,7 @@ def _identity(cfg: CurateConfig, found: tuple[Shard, ...]) -> str:
                 raise UserError(f"steps.{name}: there is no file {str(path)!r}.")
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             read += [[name, file_digest(file)] for file in files]
-    settings = dump(replace(cfg, workers=0, output=""))
+    settings = dump(replace(cfg, output="", **WHERE))
     order = [named.name for named in cfg.steps.steps]
     text = json.dumps([VERSION, settings, order, inputs, read], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -32,7 +32,11 @@ class CurateConfig:
     steps: Steps = field(default_factory=lambda: build(Steps, dict.fromkeys(USUAL), "steps"))
     fields: Fields = option(Fields(), "columns of the input")
     format: Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"] = option("jsonl.gz", "of the output")
-    workers: int = option(0, "processes; 0: one a core")
+    executor: Literal["processes", "ray"] = option(
+        "processes",
+        "of this machine, or tasks on the Ray cluster of RAY_ADDRESS, whose machines share the files",
+    )
+    workers: int = option(0, "processes, or tasks on Ray, at once; 0: one a core of this machine")
     longest: int = option(1 << 24, "bytes; longer lines and files are dropped, which bounds the memory")
     together: int = option(
         1 << 26, "bytes of a shard: smaller files share one, larger .jsonl files are read in parts"

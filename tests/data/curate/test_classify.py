@@ -20,8 +20,9 @@ from min_llm.data.curate.classify import Classify, shares_for
 from min_llm.data.curate.document import Document, Drop
 from min_llm.data.curate.exact import Exact
 from min_llm.data.curate.keyed import Corpus
-from min_llm.data.curate.linear import Linear, load
+from min_llm.data.curate.linear import Linear
 from min_llm.data.curate.minhash import MinHash
+from min_llm.data.curate.model_file import load
 from min_llm.data.curate.ngrams import NGrams
 from min_llm.data.curate.settings import CurateConfig
 from min_llm.data.curate.train_linear import ClassifierConfig, auc, train

@@ -67,6 +67,37 @@ def test_presentation_mathml_keeps_its_characters():
     assert html.extract(page) == "So a+1 it is, as we all know."
 
 
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (r'<span class="math">\(a_i * b_i * c_i\)</span>', r"\(a_i * b_i * c_i\)"),  # Sphinx, pandoc
+        (r'<img class="tex" alt="\frac{a_1}{b_1} *x* y">', r"$\frac{a_1}{b_1} *x* y$"),
+        (r'<img class="mathjax-img equation" alt="$a_1*b*$">', "$a_1*b*$"),
+        (
+            r'<math><semantics><mi>y</mi><annotation encoding="LaTeX">y_1*z*</annotation></semantics></math>',
+            "$y_1*z*$",
+        ),
+        ('<math><mi>y</mi><annotation-xml encoding="MathML-Content"><ci>y</ci></annotation-xml></math>', "y"),
+        # MathJax 2 draws it and keeps the TeX, MathJax 3 hides MathML beside the drawing
+        ('<span class="MathJax"><nobr>y2</nobr></span><script type="math/tex">y_1^2</script>', "$y_1^2$"),
+        (
+            '<mjx-container class="MathJax"><mjx-math></mjx-math><mjx-assistive-mml><math><mi>y</mi><mn>2</mn></math>'
+            "</mjx-assistive-mml></mjx-container>",
+            "y2",
+        ),
+        # Wikipedia: MathML with TeX, and an image for those who cannot show it
+        (
+            r'<span style="display: none"><math alttext="x^{2}"><mi>x</mi></math></span>'
+            r'<img class="mwe-math-fallback-image-inline" alt="x^{2}">',
+            "$x^{2}$",
+        ),
+    ],
+)
+def test_formulas_are_kept_once(formula, text):
+    rest = "as all of us know from the lessons that we had."
+    assert html.extract(f"<p>So {formula} is it, {rest}</p>") == f"So {text} is it, {rest}"
+
+
 def test_classes_are_not_believed_when_little_is_left():
     page = "<div class='sidebar-content'><p>All of the text of this page is in here.</p></div><p>Hm.</p>"
     assert "All of the text" in html.extract(page)

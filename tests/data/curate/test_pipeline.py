@@ -138,6 +138,22 @@ def test_processes_do_not_change_the_result(crawled):
     assert result(one) == result(two)
 
 
+def test_ray_does_not_change_the_result(crawled, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.chdir(crawled)  # its workers start elsewhere
+    inputs = {"web": "crawl/*.gz", "notes": "crawl/notes.txt"}
+    given = {"inputs": inputs, "steps": {"exact": None, "lines": {"most": 3}}}
+    one = pipeline.curate(config(Path(), "one", **given))
+    ray = pipeline.curate(config(Path(), "ray", **given, executor="ray", workers=2))
+    assert result(one) == result(ray)
+
+
+def test_ray_that_is_not_there(crawled, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install 'min_llm\\[ray\\]'"):
+        pipeline.curate(config(crawled, executor="ray"))
+
+
 def test_batches_do_not_change_the_result(crawled, monkeypatch):
     one = pipeline.curate(config(crawled))
     monkeypatch.setattr(walk, "BATCH", 500)
@@ -291,7 +307,6 @@ def test_two_runs_at_once_are_refused(crawled):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find the workers")
-@pytest.mark.newest  # Python 3.11's pool may wait for ever where a worker dies while others are being started
 def test_a_worker_that_is_killed(tmp_path):
     """The parent says so in a sentence, and the next run goes on."""
     path, expected = written_run(tmp_path)
