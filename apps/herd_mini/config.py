@@ -30,7 +30,7 @@ class Retrieval:
     """Documents with needles (min_llm/data/needles.py), made of the training text of one source."""
 
     haystack: str = option("", "the source whose sentences stand between the needles")
-    documents: int = option(2000, "of each length and kind")
+    documents: int = option(2000, "of each length: so many times its bytes are made")
     asks: int = option(2, "questions about each needle")
 
 

@@ -30,6 +30,7 @@ from min_llm.data.split import draw
 from min_llm.platform import replacing
 
 WORD_LISTS = 4000  # documents of a kilobyte: each of the words is as frequent as the last merges
+LIST, SHORT = 240, 400  # bytes of a document with a list, of a short one with needles
 
 
 def curate(cfg: HerdConfig) -> dict[str, Any]:
@@ -126,20 +127,23 @@ def bytes_per_token(part: Prepared) -> float:
 
 
 def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, Any]:
-    """Documents with needles for the rows of every stage, with their haystack from the training text, and as many with
-    lists said again and again: from needles alone a small model does not learn to look back within minutes."""
+    """Documents with needles for the rows of every stage, with their haystack from the training text: half of the bytes
+    are short lists said again and again, a quarter short documents with needles, a quarter documents as long as a row.
+    From long ones alone a small model does not learn within minutes to look back."""
     hay = parts[cfg.retrieval.haystack]
     text_of = hay.text("train").decode(errors="replace")
     lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])
     for number, length in enumerate(lengths):
-        size, seed = int(length * bytes_per_token(hay)), cfg.seed + number
-        made = zip(
-            needles.documents([text_of], cfg.retrieval.documents, size, seed, asks=cfg.retrieval.asks),
-            needles.lists(cfg.retrieval.documents, size, seed),
-            strict=True,
+        long, seed = int(length * bytes_per_token(hay)), cfg.seed + number
+        short = min(long, SHORT)
+        size = cfg.retrieval.documents * long  # of the file
+        made = itertools.chain(
+            needles.lists(size // 2 // LIST, LIST, seed),
+            needles.documents([text_of], size // 4 // short, short, seed, asks=cfg.retrieval.asks),
+            needles.documents([text_of], size // 4 // long, long, seed + 1000, asks=cfg.retrieval.asks),
         )
         with replacing(cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl") as file:
-            for text in itertools.chain.from_iterable(made):
+            for text in made:
                 file.write(_line(text))
     return {"lengths": list(lengths), "documents": cfg.retrieval.documents}
 
