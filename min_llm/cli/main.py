@@ -16,6 +16,7 @@ from min_llm.cli.coverage import coverage
 from min_llm.cli.doctor import doctor
 from min_llm.cli.eval import evaluate
 from min_llm.cli.export import export
+from min_llm.cli.goodput import goodput
 from min_llm.cli.launch import launch
 from min_llm.cli.plan import plan
 from min_llm.cli.quantize import quantize
@@ -49,6 +50,7 @@ app.command()(anneal_probe)
 app.command()(models.info)
 app.command()(models.arithmetic)
 app.command()(plan)
+app.command()(goodput)
 app.command()(coverage)
 app.command()(doctor)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import json
 import math
@@ -106,6 +107,18 @@ def training_seconds(rows: list[Row]) -> float:
     elapsed = dict(column(rows, "train", "elapsed"))
     ends = [before for before, _ in resumes(rows)] + list(elapsed)[-1:]
     return sum(elapsed[step] for step in ends if math.isfinite(elapsed.get(step, math.nan)))
+
+
+def goodput(rows: list[Row], starts: list[dict[str, Any]]) -> float | None:
+    """The share of the time from the first start to the last row that went into steps whose result is kept: the rest is
+    starts, compilation, validation, checkpoints, pauses, and steps that a kill has lost (L3-3.10). None where the rows
+    say no time."""
+    last = column(rows, "train", "time")
+    if not last or not starts:
+        return None
+    began = datetime.datetime.fromisoformat(starts[0]["time"]).timestamp()
+    passed = last[-1][1] - began
+    return training_seconds(rows) / passed if passed > 0 else None
 
 
 def resumes(rows: list[Row]) -> list[tuple[float, float]]:

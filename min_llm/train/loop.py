@@ -286,6 +286,7 @@ class Loop:
             "step_seconds": seconds / steps,
             "data_wait": waited / max(seconds, 1e-9),
             "elapsed": self.clock.elapsed(),
+            "time": time.time(),
             **memory(),
         }
 

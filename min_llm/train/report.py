@@ -161,6 +161,9 @@ def cards(rows: list[Row], starts: list[dict[str, Any]]) -> list[Card]:
         found.append(Card("throughput", number(statistics.median(rates)), "tokens/s", "median of all rows"))
         if starts and (card := mfu_card(statistics.median(rates), starts[-1])):
             found.append(card)
+    if (share := history.goodput(rows, starts)) is not None:
+        about = "of the time since the first start went into steps whose result is kept"
+        found.append(Card("goodput", percent(share), "", about))
     if memory := _peak(rows, "device_memory"):
         found.append(Card("device memory", f"{memory / 2**30:.2f}", "GiB", "peak, of the first device"))
     if memory := _peak(rows, "peak_memory"):

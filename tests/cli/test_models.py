@@ -175,3 +175,11 @@ def test_figures_are_readable():
     assert [duration(s) for s in (2e-6, 0.0123, 45, 600, 9000, 86400 * 30)] == [
         "2 µs", "12.3 ms", "45 s", "10 min", "2.5 h", "30 days",
     ]  # fmt: skip
+
+
+def test_goodput_by_interval(tmp_path):
+    said = run("goodput", "--mtbf", 10_000, "--save", 10, "--restart", 300, "--picture", tmp_path / "goodput.png")
+    assert "Best: every 7:21 (Young's approximation: 7:27)" in said and said.count("%") == 14
+    assert (tmp_path / "goodput.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="make no plan"):
+        run("goodput", "--mtbf", 0, "--save", 10)

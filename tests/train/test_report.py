@@ -1,6 +1,7 @@
 """The report of a run, from synthetic run folders: finished, resumed, failed, damaged, empty, probed."""
 
 import base64
+import datetime
 import html.parser
 import json
 import math
@@ -271,6 +272,19 @@ def test_a_resumed_run_is_one_curve_with_its_seams(tmp_path):
     rows, _ = history.read_rows(folder)
     assert history.training_seconds(rows) == pytest.approx(600 * 4096 / 11_500, rel=0.02)
     assert page_of(folder).text.count("min-llm train apps/shakespeare/config.yaml") == 3
+
+
+def test_goodput_counts_lost_steps_and_pauses_as_lost(tmp_path):
+    rows = [*training_rows(0, 300), *training_rows(300, 600)]
+    start = datetime.datetime.fromisoformat(history.starts(finished(tmp_path / "run"))[0]["time"]).timestamp()
+    useful = history.training_seconds(rows)
+    for row in rows:
+        if row["kind"] == "train":
+            row["perf"]["time"] = start + 2 * useful * row["step"] / 600
+    assert history.goodput(rows, history.starts(tmp_path / "run")) == pytest.approx(0.5)
+    assert history.goodput(training_rows(0, 300), history.starts(tmp_path / "run")) is None  # of another version
+    page = page_of(make_run(tmp_path / "timed", rows)).text
+    assert "goodput" in page and "goodput" not in page_of(tmp_path / "run").text
 
 
 def test_a_run_that_never_stopped_has_no_seams(tmp_path):
