@@ -26,23 +26,25 @@ from min_llm.scaling.grid import settle
 from min_llm.scaling.sweep import results, run_sweep
 from min_llm.train import average
 from min_llm.train.config import RunConfig
+from min_llm.train.loop import TrainingStopped
+from min_llm.train.run import load_config
 
 FREE = ("out", "context.tries")  # may change when a recipe goes on
 
 
 def main(words: list[str]) -> int:
-    cfg = load(words)
-    platform.run_in_turn()
-    with processes.joined():
-        platform.use_compilation_cache()
-        try:
+    try:
+        cfg = load(words)
+        platform.run_in_turn()
+        with processes.joined(), train_command.disk_errors(cfg.folder):
+            platform.use_compilation_cache()
             page = Recipe(cfg).run()
-        except Stopped:
-            reporter().info("Stopped by a signal; the same command goes on.")
-            return 143
-        except UserError as error:
-            reporter().warn(str(error))
-            return 1
+    except Stopped:
+        reporter().info("Stopped by a signal; the same command goes on.")
+        return 143
+    except (UserError, TrainingStopped) as error:
+        reporter().warn(str(error))
+        return 1
     reporter().info(f"Done. {page}")
     return 0
 
@@ -109,8 +111,6 @@ class Recipe:
 
     def context_runs(self) -> list[RunConfig]:
         """Of all stages and their extensions, as they were run."""
-        from min_llm.train.run import load_config
-
         names = [p.stem for p in self.journal.folder.glob("context-[0-9]*.json")]
         return [load_config(self.cfg.folder / "runs" / name) for name in sorted(names)]
 
