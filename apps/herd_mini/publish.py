@@ -1,7 +1,7 @@
 """Keep a recipe's result: python -m apps.herd_mini.publish [runs/herd-mini]
 
-Writes apps/herd_mini/results.json from the folder alone: bits per byte of every source beside those of a 5-gram, xz
-and GPT-2, needles found at each length, the law's choice, the time of the steps.
+Writes apps/herd_mini/results.json and two pictures from the folder alone: bits per byte of every source beside those
+of a 5-gram, xz and GPT-2, needles found at each length, the law's choice, the time of the steps.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from apps import results
 from apps.herd_mini import report
-from apps.herd_mini.config import HerdConfig
+from apps.herd_mini.config import HERE, HerdConfig
 from bench import results as bench
 from min_llm import config as config_lib
 from min_llm import models, spec
+from min_llm.evals.figure import draw as draw_grid
 from min_llm.train import history
 from min_llm.train.run import load_config
 
 PEERS = {"kneser_ney": "5-gram", "gpt2": "GPT-2", "xz": "xz -9 knowing the training text"}
+
+COLOURS = ("#1f5fa8", "#b5651d", "#7aa6d8", "#b8b8b8")
 
 
 def rows(folder: Path) -> list[bench.Row]:
@@ -49,12 +55,49 @@ def rows(folder: Path) -> list[bench.Row]:
     ]  # fmt: skip
     for stage in ("pretrained", "extended", "annealed", "averaged"):
         found.append(row(stage, "bits_per_byte", "bits/byte", scores[stage]["all text"]))
-    found += [row(f"{n} tokens", "needles", "share", share) for n, share in report.recall(steps).items()]
+    grid, before = report.final_grid(steps), steps.get("context-before", {"recall": {}})["recall"]
+    for length in grid.lengths:
+        share = grid.at(length)
+        control = {"before": before.get(str(length)), "questions": share.count}
+        found.append(row(f"{length} tokens", "needles", "share", share.value, **control))
     if law := steps["size"]["law"]:
         found.append(row("scaling law", "parameters", "", law["parameters"], spread=None, r2=law["r2"]))
     seconds = sum(facts["seconds"] for facts in steps.values())
     found.append(row("all steps", "seconds", "s", seconds))
     return found
+
+
+def draw_scores(folder: Path, path: Path) -> None:
+    """Bits per byte by source: the model and what it must beat."""
+    cfg = config_lib.load(HerdConfig, folder / "config.yaml")
+    scores = report.bits(cfg, report.read_steps(folder))
+    shown = {report.FINAL: "this model", **{peer: name for peer, name in PEERS.items() if peer in scores}}
+    matplotlib.rcParams.update({"svg.hashsalt": "min_llm", "font.size": 9, "svg.fonttype": "none"})
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(shown)
+    for k, (model, name) in enumerate(shown.items()):
+        places = [i + (k - (len(shown) - 1) / 2) * width for i in range(len(cfg.sources))]
+        axis.bar(
+            places, [scores[model][source] for source in cfg.sources], width, label=name, color=COLOURS[k]
+        )
+    axis.set_xticks(range(len(cfg.sources)), list(cfg.sources))
+    axis.set_ylabel("bits per byte, less is better")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, ncols=len(shown), loc="lower center", bbox_to_anchor=(0.5, 1))
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def draw_size(folder: Path, path: Path) -> None:
+    """The IsoFLOP curves and the law that chose the size."""
+    report.isoflop(report.read_steps(folder)["size"]).savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def draw_needles(folder: Path, path: Path) -> None:
+    """Needles found by the final model."""
+    grid = report.final_grid(report.read_steps(folder))
+    figure = draw_grid(grid, "needles found, %")
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def main() -> None:
@@ -65,6 +108,9 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="results file, if not that of this checkout")
     options = parser.parse_args()
     print(f"wrote {results.write('herd_mini', rows(options.folder), options.into)}")
+    draw_scores(options.folder, HERE / "scores.svg")
+    draw_needles(options.folder, HERE / "needles.svg")
+    draw_size(options.folder, HERE / "isoflop.svg")
 
 
 if __name__ == "__main__":

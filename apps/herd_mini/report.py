@@ -188,8 +188,12 @@ def cards(
 
 def recall(steps: dict[str, Any]) -> dict[int, float]:
     """Of the final model, by length."""
-    grid = Grid.from_json(json.dumps(steps["needles-final"]["grid"]))
+    grid = final_grid(steps)
     return {length: grid.at(length).value for length in grid.lengths}
+
+
+def final_grid(steps: dict[str, Any]) -> Grid:
+    return Grid.from_json(json.dumps(steps["needles-final"]["grid"]))
 
 
 def stage(runs: Path, steps: dict[str, Any], name: str) -> dict[str, Any]:
@@ -259,4 +263,4 @@ def grids(cfg: HerdConfig, steps: dict[str, Any]) -> Iterator[tuple[str, Grid]]:
     before = cfg.folder / "runs" / "pretrain" / "needles.json"
     if before.is_file():
         yield "before the stages", Grid.from_json(before.read_text(encoding="utf-8"))
-    yield "the model", Grid.from_json(json.dumps(steps["needles-final"]["grid"]))
+    yield "the model", final_grid(steps)
