@@ -32,6 +32,9 @@ class Retrieval:
     haystack: str = option("", "the source whose sentences stand between the needles")
     documents: int = option(2000, "of each length: so many times its bytes are made")
     asks: int = option(2, "questions about each needle")
+    far: float = option(
+        0.4, "share of the stages' needles that stand at the beginning and are asked for at the end"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,9 @@ class Ramp:
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
     flops: float = option(1e12, "training FLOPs, from which the law chooses size and tokens")
+    min_lr: float = option(
+        0.3, "learning rate at its end, as a share of the peak; the stages after it go below"
+    )
     ramp: tuple[Ramp, ...] = option((), "phases before run.train's batch (L3-4.2)")
     late: float = option(0.5, "share of the tokens after which `late_mix` begins (L3-4.3)")
 

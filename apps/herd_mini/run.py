@@ -29,7 +29,12 @@ from min_llm.train.config import RunConfig
 from min_llm.train.loop import TrainingStopped
 from min_llm.train.run import load_config
 
-FREE = ("out", "context.tries")  # may change when a recipe goes on
+# What may change when a recipe goes on: at any time, and while there are no facts of the step that reads it first
+FREE = ("out", "context.tries")
+LATER = {
+    "context.": "context-before", "context_mix.": "context-before", "retrieval.far": "needles",
+    "anneal.": "anneal", "anneal_mix.": "anneal", "gpt2": "gpt2",
+}  # fmt: skip
 
 
 def main(words: list[str]) -> int:
@@ -137,10 +142,12 @@ def agree(cfg: HerdConfig) -> None:
     path, now = cfg.folder / "config.yaml", config_lib.dump(cfg)
     if path.exists():
         was, given = (config_lib.flatten(tree) for tree in (config_lib.read(path), now))
-        changed = [
-            k for k in sorted(was.keys() | given.keys()) if was.get(k) != given.get(k) and k not in FREE
-        ]
-        if changed:
+        free = (
+            *FREE,
+            *(key for key, step in LATER.items() if not (cfg.folder / "steps" / f"{step}.json").exists()),
+        )
+        changed = [k for k in sorted(was.keys() | given.keys()) if was.get(k) != given.get(k)]
+        if changed := [k for k in changed if not k.startswith(free)]:
             raise UserError(
                 f"{cfg.folder} holds a recipe with other settings ({', '.join(changed[:5])}). Give another name=NAME, "
                 "or remove the folder."

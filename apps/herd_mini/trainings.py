@@ -98,8 +98,7 @@ def shape(cfg: HerdConfig, rung: Rung) -> models.ModelConfig:
 
 
 def pretrain(cfg: HerdConfig, rung: Rung) -> RunConfig:
-    """The ramp and the two mixes over the tokens that the budget buys. Its cosine ends at the rate with which the
-    stages after it go on, so that none of them begins with a step up."""
+    """The ramp and the two mixes over the tokens that the budget buys."""
     length = data.base_length(cfg)
     tokens = cfg.pretrain.flops / flops_per_token(shape(cfg, rung), length).training
     late = round(cfg.pretrain.late * tokens)
@@ -112,7 +111,7 @@ def pretrain(cfg: HerdConfig, rung: Rung) -> RunConfig:
         run,
         train=dataclasses.replace(train, steps=steps),
         optim=dataclasses.replace(
-            run.optim, lr=rung.lr, min_lr=cfg.context.lr, over="tokens", warmup=round(WARMUP * tokens)
+            run.optim, lr=rung.lr, min_lr=cfg.pretrain.min_lr, over="tokens", warmup=round(WARMUP * tokens)
         ),
     )
 
@@ -128,7 +127,9 @@ def anneal(cfg: HerdConfig, begin: RunConfig, start: RunConfig) -> RunConfig:
         name="anneal",
         seed=cfg.seed + 10_000,
         init_from=str(Path(begin.out) / begin.name),
-        data=data.text(cfg, (cfg.anneal_mix, None), length=t.seq_len),
+        data=data.text(
+            cfg, (cfg.anneal_mix, None), length=cfg.context.lengths[-1] if cfg.context.lengths else 0
+        ),
         optim=dataclasses.replace(
             begin.optim, lr=rate, schedule="linear", over="steps", min_lr=0.0, warmup=cfg.context.warmup
         ),

@@ -83,13 +83,21 @@ def onwards(hay: Sequence[str], rng: random.Random) -> Iterator[str]:
 
 
 def documents(
-    haystack: Iterable[str], count: int, length: int, seed: int, density: float = 0.6, asks: int = 1
+    haystack: Iterable[str],
+    count: int,
+    length: int,
+    seed: int,
+    density: float = 0.6,
+    asks: int = 1,
+    far: float = 0.0,
 ) -> Iterator[str]:
     """`count` documents of at most `length` bytes, short of it by less than a sentence.
 
     density: share of the bytes that needles and questions take, at most (there are 64 keys). A needle and its `asks`
     questions, each with its answer, stand at places drawn uniformly, so that all distances occur up to the length of
-    the document. The same arguments give the same bytes. Raises UserError for a length that holds no needle.
+    the document; far: the share of needles that are stated in its first tenth and asked for in its last, since such
+    distances are rare otherwise. The same arguments give the same bytes. Raises UserError for a length that holds no
+    needle.
     """
     if not 0 < density <= 1 or asks < 1 or count < 1:
         raise UserError(
@@ -104,7 +112,7 @@ def documents(
         )
     hay, rng = sentences(haystack), random.Random(seed)
     for _ in range(count):
-        yield _document(hay, length, density, asks, rng)
+        yield _document(hay, length, density, asks, far, rng)
 
 
 def lists(count: int, length: int, seed: int) -> Iterator[str]:
@@ -125,7 +133,9 @@ def lists(count: int, length: int, seed: int) -> Iterator[str]:
         yield text[: text.rindex(" ", 0, length)] + "\n"
 
 
-def _document(hay: Sequence[str], length: int, density: float, asks: int, rng: random.Random) -> str:
+def _document(
+    hay: Sequence[str], length: int, density: float, asks: int, far: float, rng: random.Random
+) -> str:
     placed: list[tuple[float, str]] = []  # where in the document, from 0 to 1; what
     room = length * density
     for needle in draw(rng, len(KEYS)):
@@ -133,7 +143,10 @@ def _document(hay: Sequence[str], length: int, density: float, asks: int, rng: r
         room -= sum(map(_size, texts))
         if room < 0:
             break
-        placed += zip(sorted(rng.random() for _ in texts), texts, strict=True)
+        places = sorted(rng.random() for _ in texts)
+        if far and rng.random() < far:
+            places = [0.1 * places[0], *(1 - 0.1 * place for place in places[1:])]
+        placed += zip(places, texts, strict=True)
     room = length - sum(_size(text) for _, text in placed)
     plain = []
     for sentence in onwards(hay, rng):

@@ -25,7 +25,11 @@ from min_llm.train.config import RunConfig, check
 
 @dataclasses.dataclass(frozen=True)
 class ContextConfig:
-    lengths: tuple[int, ...] = option((), "tokens of a row in each stage, growing")
+    lengths: tuple[int, ...] = option((), "context of each stage in tokens, growing")
+    rows: float = option(
+        1.5,
+        "a stage's rows are so many times its context: in rows as long, its longest distances hardly occur",
+    )
     thetas: tuple[float, ...] = option((), "base of the rotary embedding in each stage; empty: the model's")
     tokens: int = option(1_000_000, "training tokens of a stage")
     more: float = option(0.5, "a stage that fails a gate is trained on, by this share of its tokens")
@@ -124,8 +128,8 @@ def extend(
         else:
             raise GateClosed(
                 f"The stage of {length} tokens was extended {cfg.tries} times by {cfg.more:.0%} and does not pass. "
-                f"{' '.join(closed)} Allow more with context.tries (finished runs are kept), or change the stages and "
-                "give another name=NAME."
+                f"{' '.join(closed)} Allow more with 'tries' (finished runs are kept), or change the stages: remove "
+                f"{journal.folder}/context-*.json and the runs context-* first."
             )
     return stages
 
@@ -144,11 +148,16 @@ def gates(cfg: ContextConfig, before: float, measured: Measured) -> list[str]:
     return closed
 
 
+def row_length(cfg: ContextConfig, number: int) -> int:
+    """Tokens of a row of a stage."""
+    return round(cfg.rows * cfg.lengths[number])
+
+
 def stage_run(
     cfg: ContextConfig, start: RunConfig, last: RunConfig, number: int, attempt: int, text: DataConfig
 ) -> RunConfig:
     """The run of a stage (attempt 0), or of its extension. It has as many tokens a step as `start`, and other text."""
-    length = cfg.lengths[number]
+    length = row_length(cfg, number)
     t = start.train
     rows = max(1, t.batch_size * t.seq_len // length)
     share = cfg.more if attempt else 1.0
@@ -159,7 +168,7 @@ def stage_run(
     return check(
         dataclasses.replace(
             start,
-            name=f"context-{length}{more}",
+            name=f"context-{cfg.lengths[number]}{more}",
             seed=start.seed + 100 * (number + 1) + attempt,
             init_from=str(Path(last.out) / last.name),
             model=model,

@@ -178,7 +178,9 @@ def test_figures_are_readable():
 
 
 def test_goodput_by_interval(tmp_path):
-    said = run("goodput", "--mtbf", 10_000, "--save", 10, "--restart", 300, "--picture", tmp_path / "goodput.png")
+    said = run(
+        "goodput", "--mtbf", 10_000, "--save", 10, "--restart", 300, "--picture", tmp_path / "goodput.png"
+    )
     assert "Best: every 7:21 (Young's approximation: 7:27)" in said and said.count("%") == 14
     assert (tmp_path / "goodput.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="make no plan"):

@@ -81,3 +81,12 @@ def test_arguments_that_make_no_document_are_refused(arguments, message):
 def test_more_needles_than_keys_are_refused():
     with pytest.raises(UserError, match="1 to 64 needles"):
         draw(None, 65)
+
+
+def test_far_needles_stand_at_the_beginning_and_are_asked_for_at_the_end():
+    hay = ["The dog gave chase to the squirrel. She went home to her mother. It rained all day long."]
+    near, far = (" ".join(documents(hay, 30, 2000, seed=3, far=share)) for share in (0.0, 1.0))
+    assert near != far
+    for text in documents(hay, 30, 2000, seed=3, far=1.0):
+        facts, asked = ([m.start() for m in re.finditer(word, text)] for word in ("Remember", "Recall"))
+        assert max(facts) < min(asked)  # all facts are stated before the first question

@@ -16,7 +16,9 @@ from min_llm.recipe.context import ContextConfig, GateClosed, Measured, Stage, e
 from min_llm.recipe.journal import Journal, Stopped
 from min_llm.train.config import OptimConfig, RunConfig, TrainConfig
 
-CFG = ContextConfig(lengths=(128, 256), thetas=(1e6, 4e6), tokens=64_000, more=0.25, tries=2, lr=0.5)
+CFG = ContextConfig(
+    lengths=(128, 256), rows=1.0, thetas=(1e6, 4e6), tokens=64_000, more=0.25, tries=2, lr=0.5
+)
 START = RunConfig(
     name="base",
     model=Config(vocab_size=256, max_seq_len=64),
@@ -74,6 +76,13 @@ def test_each_stage_begins_with_the_one_before(tmp_path: Path) -> None:
         first.optim.lr == 5e-4 and first.optim.schedule == "constant" and first.data.source == "needles-128"
     )
     assert first.seed != second.seed != START.seed
+
+
+def test_rows_are_longer_than_the_context(tmp_path: Path) -> None:
+    world = World(tmp_path, BEFORE | OPEN)
+    world.extend(dataclasses.replace(CFG, rows=1.5))
+    assert [r.train.seq_len for r in world.trained] == [192, 384]
+    assert [r.name for r in world.trained] == ["context-128", "context-256"]
 
 
 def test_a_closed_gate_trains_on_and_what_is_done_is_kept(tmp_path: Path) -> None:

@@ -282,7 +282,9 @@ def test_goodput_counts_lost_steps_and_pauses_as_lost(tmp_path):
         if row["kind"] == "train":
             row["perf"]["time"] = start + 2 * useful * row["step"] / 600
     assert history.goodput(rows, history.starts(tmp_path / "run")) == pytest.approx(0.5)
-    assert history.goodput(training_rows(0, 300), history.starts(tmp_path / "run")) is None  # of another version
+    assert (
+        history.goodput(training_rows(0, 300), history.starts(tmp_path / "run")) is None
+    )  # of another version
     page = page_of(make_run(tmp_path / "timed", rows)).text
     assert "goodput" in page and "goodput" not in page_of(tmp_path / "run").text
 
