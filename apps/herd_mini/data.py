@@ -128,8 +128,8 @@ def bytes_per_token(part: Prepared) -> float:
 
 def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, Any]:
     """Documents with needles for the rows of every stage, with their haystack from the training text: half of the bytes
-    are short lists said again and again, a quarter short documents with needles, a quarter ones as long as the context.
-    From long ones alone a small model does not learn within minutes to look back."""
+    are short lists said again and again, a quarter short documents with needles, a quarter ones as long as the context,
+    of which the stages have half and fewer lists. From long ones alone a small model does not learn within minutes to look back."""
     hay = parts[cfg.retrieval.haystack]
     text_of = hay.text("train").decode(errors="replace")
     lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])
@@ -138,10 +138,11 @@ def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, An
         short = min(long, SHORT)
         size = cfg.retrieval.documents * long  # of the file
         asks, far = cfg.retrieval.asks, cfg.retrieval.far if number else 0.0
+        of_lists, of_long = (4, 2) if number else (2, 4)
         made = itertools.chain(
-            needles.lists(size // 2 // LIST, LIST, seed),
+            needles.lists(size // of_lists // LIST, LIST, seed),
             needles.documents([text_of], size // 4 // short, short, seed, asks=asks),
-            needles.documents([text_of], size // 4 // long, long, seed + 1000, asks=asks, far=far),
+            needles.documents([text_of], size // of_long // long, long, seed + 1000, asks=asks, far=far),
         )
         with replacing(cfg.folder / "text" / f"{RETRIEVAL}-{length}.jsonl") as file:
             for text in made:
