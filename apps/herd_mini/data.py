@@ -129,7 +129,8 @@ def bytes_per_token(part: Prepared) -> float:
 def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, Any]:
     """Documents with needles for the rows of every stage, with their haystack from the training text: half of the bytes
     are short lists said again and again, a quarter short documents with needles, a quarter ones as long as the context,
-    of which the stages have half and fewer lists. From long ones alone a small model does not learn within minutes to look back."""
+    of which the stages have half, and fewer lists. From long ones alone a small model does not learn within minutes to
+    look back."""
     hay = parts[cfg.retrieval.haystack]
     text_of = hay.text("train").decode(errors="replace")
     lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])

@@ -58,7 +58,7 @@ class Line(NamedTuple):
 def render(cfg: HerdConfig) -> str:
     steps = read_steps(cfg.folder)
     runs = cfg.folder / "runs"
-    chain = [runs / "pretrain", *(runs / name for name in stages(steps)), runs / "anneal"]
+    chain = [runs / name for name in trained(steps)]
     scores = bits(cfg, steps)
     start = load_config(chain[0])
     return page.render(
@@ -86,6 +86,7 @@ def render(cfg: HerdConfig) -> str:
         before=steps.get("context-before"),
         stages=[stage(runs, steps, name) for name in stages(steps)],
         recover=cfg.context.recover,
+        closed=steps.get("closed", {}).get("why"),
         grids=[picture(draw_needles(grid, title), title) for title, grid in grids(cfg, steps)],
         samples=steps["samples"]["samples"],
         times=[(name, clock(facts["seconds"])) for name, facts in in_order(steps)],
@@ -110,6 +111,16 @@ def stages(steps: dict[str, Any]) -> list[str]:
         return int(length), int(more or 0)
 
     return sorted(found, key=place)
+
+
+def trained(steps: dict[str, Any]) -> list[str]:
+    """The runs that have made the model; those of a stage that did not pass have not."""
+    begun, found = steps["anneal"]["begun_with"], ["pretrain"]
+    for name in stages(steps):
+        found.append(name)
+        if name == begun:
+            break
+    return [*(found if begun != "pretrain" else found[:1]), "anneal"]
 
 
 def in_order(steps: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from min_llm.infer.load import load as load_model
 from min_llm.infer.load import load_run
 from min_llm.parallel import processes
 from min_llm.platform import write_atomic
-from min_llm.recipe.context import Measured, extend
+from min_llm.recipe.context import GateClosed, Measured, Stage, extend
 from min_llm.recipe.journal import Facts, Journal, Stopped
 from min_llm.reporting import reporter
 from min_llm.scaling.grid import settle
@@ -30,8 +30,9 @@ from min_llm.train.loop import TrainingStopped
 from min_llm.train.run import load_config
 
 # What may change when a recipe goes on: at any time, and while there are no facts of the step that reads it first
-FREE = ("out", "context.tries")
+FREE = ("out",)
 LATER = {
+    "context.tries": "anneal",
     "context.": "context-before", "context_mix.": "context-before", "retrieval.far": "needles",
     "anneal.": "anneal", "anneal_mix.": "anneal", "gpt2": "gpt2",
 }  # fmt: skip
@@ -72,15 +73,16 @@ class Recipe:
         rung = cfg.ladder[step("size", self.size)["chosen"]]
         start = trainings.pretrain(cfg, rung)
         step("pretrain", lambda: self.train(start))
-        stages = extend(cfg.context, start, self.journal, self.text_of_stage, self.trains, self.measure)
+        stages = self.extend(start)
         last = stages[-1].run if stages else start
-        final = trainings.anneal(cfg, last, start)
+        reached = stages[-1].length if stages else data.base_length(cfg)
+        final = trainings.anneal(cfg, last, start, reached)
         step("anneal", lambda: self.train(final))
         step("average", lambda: self.average(final))
         folders = {"pretrained": folder(start), "extended": folder(last), "annealed": folder(final)}
         folders["averaged"] = cfg.folder / "model"
         if cfg.gpt2:
-            other = trainings.gpt2(cfg, start, self.context_runs(), final)
+            other = trainings.gpt2(cfg, start, self.context_runs(stages), final)
             step("gpt2", lambda: self.train(other))
             folders["gpt2"] = folder(other)
         step("score", lambda: score.models(cfg, folders, self.held_out))
@@ -101,7 +103,20 @@ class Recipe:
     def train(self, run: RunConfig) -> Facts:
         if not self.trains(run):
             raise Stopped
-        return {"run": run.name, "tokens": trainings.tokens(run), "steps": run.train.steps}
+        tokens, steps = trainings.tokens(run), run.train.steps
+        return {"begun_with": Path(run.init_from).name, "tokens": tokens, "steps": steps}
+
+    def extend(self, start: RunConfig) -> list[Stage]:
+        """The stages of long context that pass. Where one does not, the model of those before goes on, and the report
+        says why."""
+        try:
+            return extend(
+                self.cfg.context, start, self.journal, self.text_of_stage, self.trains, self.measure
+            )
+        except GateClosed as closed:
+            reporter().warn(str(closed))
+            self.journal.write("closed", {"why": str(closed), "seconds": 0.0})
+            return closed.passed
 
     def text_of_stage(self, length: int) -> Any:
         return data.text(self.cfg, (self.cfg.context_mix, None), length=length)
@@ -114,10 +129,11 @@ class Recipe:
         short = score.loss(self.cfg, loaded, data.base_length(self.cfg), self.held_out)["loss"]
         return Measured(short, {n: grid.at(n).correct / grid.at(n).count for n in lengths})
 
-    def context_runs(self) -> list[RunConfig]:
-        """Of all stages and their extensions, as they were run."""
-        names = [p.stem for p in self.journal.folder.glob("context-[0-9]*.json")]
-        return [load_config(self.cfg.folder / "runs" / name) for name in sorted(names)]
+    def context_runs(self, stages: list[Stage]) -> list[RunConfig]:
+        """What the model has been trained with in the stages: their runs and the extensions between them."""
+        lengths = [str(stage.length) for stage in stages]
+        names = report.stages(report.read_steps(self.cfg.folder))
+        return [load_config(self.cfg.folder / "runs" / n) for n in names if n.split("-")[1] in lengths]
 
     def average(self, final: RunConfig) -> Facts:
         """The mean of the last half of the checkpoints of the annealing, as a folder for transformers."""

@@ -116,9 +116,9 @@ def pretrain(cfg: HerdConfig, rung: Rung) -> RunConfig:
     )
 
 
-def anneal(cfg: HerdConfig, begin: RunConfig, start: RunConfig) -> RunConfig:
+def anneal(cfg: HerdConfig, begin: RunConfig, start: RunConfig, length: int) -> RunConfig:
     """The last tokens, in rows as long as the last stage's: the rate of the stages goes to 0, and checkpoints stay.
-    begin: the run whose weights it takes; start: that of pretraining."""
+    begin: the run whose weights it takes; start: that of pretraining; length: the context reached."""
     t, rate = begin.train, start.optim.lr * cfg.context.lr
     steps = max(cfg.anneal.checkpoints, round(cfg.anneal.tokens / (t.batch_size * t.seq_len)))
     every = steps // cfg.anneal.checkpoints

@@ -81,7 +81,11 @@ class Stage:
 
 
 class GateClosed(UserError):
-    """A stage has been extended as often as it may be, and does not pass."""
+    """A stage has been extended as often as it may be, and does not pass. passed: the stages before it."""
+
+    def __init__(self, text: str, passed: list[Stage]) -> None:
+        super().__init__(text)
+        self.passed = passed
 
 
 def extend(
@@ -129,7 +133,8 @@ def extend(
             raise GateClosed(
                 f"The stage of {length} tokens was extended {cfg.tries} times by {cfg.more:.0%} and does not pass. "
                 f"{' '.join(closed)} Allow more with 'tries' (finished runs are kept), or change the stages: remove "
-                f"{journal.folder}/context-*.json and the runs context-* first."
+                f"{journal.folder}/context-*.json and the runs context-* first.",
+                stages,
             )
     return stages
 
