@@ -179,10 +179,7 @@ def beaten(cfg: HerdConfig, scores: dict[str, dict[str, float]]) -> list[str]:
 def cards(
     cfg: HerdConfig, steps: dict[str, Any], scores: dict[str, dict[str, float]], model: Any
 ) -> list[Card]:
-    tokens = sum(
-        trainings.tokens(load_config(cfg.folder / "runs" / name))
-        for name in ("pretrain", *stages(steps), "anneal")
-    )
+    tokens = sum(trainings.tokens(load_config(cfg.folder / "runs" / name)) for name in trained(steps))
     total = sum(facts["seconds"] for _, facts in in_order(steps))
     perfect = [n for n, share in recall(steps).items() if share == 1]
     count = spec.count(models.spec(model))
