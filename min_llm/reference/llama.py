@@ -50,9 +50,10 @@ def shapes(cfg):
         layer |= {"bq": (h, k), "bk": (g, k), "bv": (g, k)}
     if getattr(cfg, "qk_norm", False):
         layer |= {"q_norm": (k,), "k_norm": (k,)}
-    layer |= {"mlp_norm": (d,), "w_up": (d, f), "w_down": (f, d)}
+    layer |= {"mlp_norm": (d,)}
     if getattr(cfg, "gated", True):
         layer |= {"w_gate": (d, f)}
+    layer |= {"w_up": (d, f), "w_down": (f, d)}
     tree = {"embed": (v, d), "layers": [dict(layer) for _ in range(cfg.n_layers)], "final_norm": (d,)}
     return tree if cfg.tie_embeddings else {**tree, "head": (d, v)}
 

@@ -53,10 +53,14 @@ def words(tmp_path_factory):
     settings = f"""
         preset=ci out={folder} sources={{even: {folder}/even.jsonl, odd: {folder}/odd.jsonl}} take=1.0 held_out=0.1
         retrieval={{haystack: even, documents: 60, asks: 1}} curate={{exact: null}} tokenizer=bpe:300
-        sweep.budgets=[7.5e9] pretrain.flops=1e10 pretrain.ramp=[] anneal.tokens=2000
+        sweep.budgets=[2e9] pretrain.flops=3e9 pretrain.ramp=[] anneal.tokens=2000
         context.lengths=[192] context.thetas=[2e4] context.tokens=2000 context.recover=1.0
         run.model.max_seq_len=160 run.train.seq_len=160 run.train.batch_size=4 run.train.eval_tokens=1024
         run.runtime.dtype=float32 run.log.tensorboard=false"""
+    sizes = [
+        f"{{model: {{n_layers: 1, dim: {dim}, n_heads: 2, n_kv_heads: 1}}, lr: 1e-2}}" for dim in (16, 24, 32)
+    ]
+    settings += f" ladder=[{', '.join(sizes)}]"
     split = re.split(r"\s+(?=[a-z_.]+=)", settings.strip())
     return [*split, *(f"{key}={{even: 0.5, odd: 0.2, retrieval: 0.3}}" for key in config.MIXES)]
 
