@@ -1,9 +1,9 @@
 """From raw text to what every later step reads: curated text by source, a tokenizer, documents with needles.
 
-curated/              what `min-llm data curate` leaves of all sources together, and its report
-text/NAME.jsonl       the same, source by source
-text/retrieval-N.jsonl  documents with needles and lists, of about N tokens
-tokenizer.json        learned from the training text
+curated/                what `min-llm data curate` leaves of all sources together, and its report
+text/NAME.jsonl         the same, source by source
+text/retrieval-N.jsonl  documents with needles and lists, for a context of N tokens
+tokenizer.json          learned from the training text
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ def rows(folder: Path) -> list[bench.Row]:
         found.append(row(f"{length} tokens", "needles", "share", share.value, **control))
     if law := steps["size"]["law"]:
         found.append(row("scaling law", "parameters", "", law["parameters"], spread=None, r2=law["r2"]))
-    seconds = sum(facts["seconds"] for facts in steps.values())
-    found.append(row("all steps", "seconds", "s", seconds))
+    found.append(row("all steps", "seconds", "s", report.seconds(steps)))
     return found
 
 

@@ -79,7 +79,6 @@ def render(cfg: HerdConfig) -> str:
         bytes_per_token=steps["tokenizer"]["bytes_per_token"],
         vocab_size=steps["tokenizer"]["vocab_size"],
         size=steps["size"],
-        rungs=cfg.ladder,
         budget=cfg.pretrain.flops,
         isoflop=picture(isoflop(steps["size"]), "loss by training tokens for each budget, with fitted parabolas"),
         loss=Markup(loss_figure(chain, runs / "gpt2")),
@@ -90,7 +89,7 @@ def render(cfg: HerdConfig) -> str:
         grids=[picture(draw_needles(grid, title), title) for title, grid in grids(cfg, steps)],
         samples=steps["samples"]["samples"],
         times=[(name, clock(facts["seconds"])) for name, facts in in_order(steps)],
-        total=clock(sum(facts["seconds"] for _, facts in in_order(steps))),
+        total=clock(seconds(steps)),
         machine=machine(history.starts(chain[0])),
         config=config_lib.dump(cfg),
     )  # fmt: skip
@@ -132,6 +131,11 @@ def in_order(steps: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 # Numbers
+
+
+def seconds(steps: dict[str, Any]) -> float:
+    """Of all steps together."""
+    return sum(facts["seconds"] for _, facts in in_order(steps))
 
 
 def bits(cfg: HerdConfig, steps: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -180,7 +184,6 @@ def cards(
     cfg: HerdConfig, steps: dict[str, Any], scores: dict[str, dict[str, float]], model: Any
 ) -> list[Card]:
     tokens = sum(trainings.tokens(load_config(cfg.folder / "runs" / name)) for name in trained(steps))
-    total = sum(facts["seconds"] for _, facts in in_order(steps))
     perfect = [n for n, share in recall(steps).items() if share == 1]
     count = spec.count(models.spec(model))
     return [
@@ -190,7 +193,7 @@ def cards(
         Card("tokens", figures.number(tokens), "", "trained on in all stages"),
         Card("needles found", f"{max(perfect):,}" if perfect else "–", "tokens" if perfect else "",
              "the longest context in which all of them are" if perfect else "no length at which all of them are"),
-        Card("time", clock(total), "", "of all steps together"),
+        Card("time", clock(seconds(steps)), "", "of all steps together"),
     ]  # fmt: skip
 
 
@@ -211,7 +214,6 @@ def stage(runs: Path, steps: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         "name": name.removeprefix("context-"),
         "theta": f"{model.rope_theta:,.0f}",
-        "steps": cfg.train.steps,
         "tokens": trainings.tokens(cfg),
         "short": facts["short"],
         "change": facts["short"] / steps["context-before"]["short"] - 1,

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from apps.herd_mini import data, report, score, trainings
 from apps.herd_mini.config import HerdConfig, load
@@ -15,6 +14,7 @@ from min_llm import platform
 from min_llm.cli import train as train_command
 from min_llm.cli.export import write_folder
 from min_llm.config import UserError
+from min_llm.data.prepare import DataConfig
 from min_llm.infer.load import load as load_model
 from min_llm.infer.load import load_run
 from min_llm.parallel import processes
@@ -109,16 +109,17 @@ class Recipe:
     def extend(self, start: RunConfig) -> list[Stage]:
         """The stages of long context that pass. Where one does not, the model of those before goes on, and the report
         says why."""
+        self.journal.forget("closed")  # with more tries than last time it may pass
         try:
             return extend(
                 self.cfg.context, start, self.journal, self.text_of_stage, self.trains, self.measure
             )
         except GateClosed as closed:
             reporter().warn(str(closed))
-            self.journal.write("closed", {"why": str(closed), "seconds": 0.0})
+            self.journal.write("closed", {"why": str(closed)})
             return closed.passed
 
-    def text_of_stage(self, length: int) -> Any:
+    def text_of_stage(self, length: int) -> DataConfig:
         return data.text(self.cfg, (self.cfg.context_mix, None), length=length)
 
     def measure(self, run: RunConfig, lengths: tuple[int, ...]) -> Measured:
@@ -127,7 +128,7 @@ class Recipe:
         grid = score.grid(self.cfg, loaded, lengths, self.held_out)
         write_atomic(folder(run) / "needles.json", grid.to_json())
         short = score.loss(self.cfg, loaded, data.base_length(self.cfg), self.held_out)["loss"]
-        return Measured(short, {n: grid.at(n).correct / grid.at(n).count for n in lengths})
+        return Measured(short, {n: grid.at(n).value for n in lengths})
 
     def context_runs(self, stages: list[Stage]) -> list[RunConfig]:
         """What the model has been trained with in the stages: their runs and the extensions between them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,15 @@ def grid(cfg: HerdConfig, loaded: Loaded, lengths: tuple[int, ...], held_out: Co
 
 
 def models(cfg: HerdConfig, folders: dict[str, Path], held_out: Corpus) -> dict[str, Any]:
-    """Every model by its name, in rows of pretraining's length."""
-    return {
-        name: {k: v for k, v in loss(cfg, load(path), data.base_length(cfg), held_out).items() if "bits" in k}
-        for name, path in folders.items()
-    }
+    """Every model by its name, in rows of pretraining's length, and all in the precision of the first: a run loads in
+    that which it was trained in, a folder for transformers in float32."""
+    loaded = {name: load(path) for name, path in folders.items()}
+    runtime = next(iter(loaded.values())).runtime
+    found = {}
+    for name, model in loaded.items():
+        scores = loss(cfg, dataclasses.replace(model, runtime=runtime), data.base_length(cfg), held_out)
+        found[name] = {k: v for k, v in scores.items() if k.startswith("bits_per_byte")}
+    return found
 
 
 def without_network(held_out: Corpus) -> dict[str, Any]:

@@ -25,13 +25,11 @@ from min_llm.train.ramp import Ramp
 WARMUP = 0.05  # share of the steps
 
 
-def build(
-    cfg: HerdConfig, name: str, text: DataConfig, model: Mapping[str, Any], **sections: Any
-) -> RunConfig:
+def build(cfg: HerdConfig, name: str, text: DataConfig, model: Mapping[str, Any]) -> RunConfig:
     """A run from the settings that all share and its own."""
     own = {"name": name, "out": str(cfg.folder / "runs"), "seed": cfg.seed, "data": config_lib.dump(text)}
     sized = {"vocab_size": data.load_tokenizer(cfg).vocab_size, **model}
-    return config_lib.build(RunConfig, over(cfg.run, {**own, "model": sized, **sections}), "run")
+    return config_lib.build(RunConfig, over(cfg.run, {**own, "model": sized}), "run")
 
 
 # The size
@@ -127,9 +125,7 @@ def anneal(cfg: HerdConfig, begin: RunConfig, start: RunConfig, length: int) -> 
         name="anneal",
         seed=cfg.seed + 10_000,
         init_from=str(Path(begin.out) / begin.name),
-        data=data.text(
-            cfg, (cfg.anneal_mix, None), length=cfg.context.lengths[-1] if cfg.context.lengths else 0
-        ),
+        data=data.text(cfg, (cfg.anneal_mix, None), length=length),
         optim=dataclasses.replace(
             begin.optim, lr=rate, schedule="linear", over="steps", min_lr=0.0, warmup=cfg.context.warmup
         ),

@@ -133,7 +133,7 @@ def extend(
             raise GateClosed(
                 f"The stage of {length} tokens was extended {cfg.tries} times by {cfg.more:.0%} and does not pass. "
                 f"{' '.join(closed)} Allow more with 'tries' (finished runs are kept), or change the stages: remove "
-                f"{journal.folder}/context-*.json and the runs context-* first.",
+                f"{journal.folder}/context-*.json, the facts of the steps after them, and their runs first.",
                 stages,
             )
     return stages

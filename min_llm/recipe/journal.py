@@ -52,5 +52,8 @@ class Journal:
                 f"{path} is damaged ({error}). Remove it: the step is then done again."
             ) from error
 
+    def forget(self, name: str) -> None:
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
     def write(self, name: str, facts: Facts) -> None:
         write_atomic(self.folder / f"{name}.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
