@@ -20,6 +20,7 @@ def average(
     import dataclasses
 
     from min_llm.cli.export import check_absent, write_folder
+    from min_llm.cli.models import whole_numbers
     from min_llm.infer.load import load_run
     from min_llm.reporting import reporter
     from min_llm.train import average
@@ -27,15 +28,7 @@ def average(
     check_absent(target)
     if bool(steps) == bool(last):
         raise UserError("Say which checkpoints: --steps 100,200,300, or --last 3.")
-    chosen = average.last_steps(run, last) if last else numbers(steps)
+    chosen = average.last_steps(run, last) if last else whole_numbers(steps, "--steps")
     mean = dataclasses.replace(load_run(run, chosen[-1]), params=average.average(run, chosen))
     write_folder(mean, target, "float32")
     reporter().info(f"The mean of the checkpoints {', '.join(map(str, chosen))} of {run} is in {target}")
-
-
-def numbers(text: str) -> list[int]:
-    """ "100,200" -> [100, 200]"""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--steps is {text!r}; give numbers with commas between them, as 100,200.") from error

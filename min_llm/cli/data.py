@@ -144,6 +144,9 @@ def needles(
     length: Annotated[int, typer.Option(help="bytes of a document, at most")] = 1000,
     density: Annotated[float, typer.Option(help="share of the bytes that needles and questions take")] = 0.6,
     asks: Annotated[int, typer.Option(help="questions about each needle")] = 1,
+    far: Annotated[
+        float, typer.Option(help="share stated at the beginning and asked for at the end of a document")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="of keys, values and places")] = 0,
     field: Annotated[str, typer.Option(help="field that holds the text (.jsonl, .parquet, hf)")] = "text",
 ) -> None:
@@ -153,7 +156,7 @@ def needles(
     from min_llm.data.sources import documents as texts
     from min_llm.platform import write_atomic
 
-    lines = made.documents(texts(haystack, field), documents, length, seed, density, asks)
+    lines = made.documents(texts(haystack, field), documents, length, seed, density, asks, far)
     write_atomic(out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in lines))
     print(out)
 

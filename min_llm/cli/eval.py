@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from min_llm.cli.models import say, show
-from min_llm.config import UserError
+from min_llm.cli.models import say, show, whole_numbers
 
 if TYPE_CHECKING:
     from min_llm.evals.intervals import Accuracy
@@ -79,7 +78,7 @@ def evaluate(
     platform.use_compilation_cache()
     loaded = load(model, step)
     reporter().info(f"{loaded.about}, {loaded.cfg.family}: {task.value} of {file}")
-    sizes = whole_numbers(lengths) if task is Task.needles else ()
+    sizes = whole_numbers(lengths, "--lengths") if task is Task.needles else ()
     if sizes:
         loaded = longer(loaded, max(sizes))
     engine = Engine(loaded, EngineConfig(model_len=model_len, warm=False), release=True)
@@ -163,14 +162,6 @@ def recall(grid: Grid, about: str, picture: Path | None) -> tuple[list[Row], dic
     return rows, {"questions": sum(grid.at(length).count for length in grid.lengths)} | dataclasses.asdict(
         grid
     )
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """ "128,256" -> (128, 256)."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UserError(f"--lengths is {text!r}; give the tokens of the texts to try, for example 128,256.")
-    return tuple(map(int, parts))
 
 
 def accuracy(what: str, found: Accuracy) -> Row:

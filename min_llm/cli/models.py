@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from min_llm.config import UserError
+
 if TYPE_CHECKING:
     from min_llm.models import ModelConfig
     from min_llm.plan.arithmetic import Floor
@@ -195,6 +197,14 @@ def print_json(facts: Any) -> None:
     import json
 
     print(json.dumps(facts, indent=1))
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """ "128,256" -> (128, 256)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"{option} is {text!r}; give whole numbers with commas between them, as 128,256.")
+    return tuple(map(int, parts))
 
 
 def say(text: str, note: str = "") -> None:
