@@ -72,7 +72,7 @@ def test_what_cannot_be_averaged_is_refused(run, tmp_path):
         cli(run, tmp_path / "x", "--steps", "4,4")
     with pytest.raises(UserError, match="last 9 checkpoints of .* were asked for; it has 3"):
         cli(run, tmp_path / "x", "--last", 9)
-    with pytest.raises(UserError, match="--steps is '4:8'; give numbers"):
+    with pytest.raises(UserError, match="--steps is '4:8'; give whole numbers"):
         cli(run, tmp_path / "x", "--steps", "4:8")
     with pytest.raises(UserError, match="Say which checkpoints"):
         cli(run, tmp_path / "x")
