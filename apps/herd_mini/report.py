@@ -32,7 +32,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MODELS = {  # in the order of the table
     "xz": "xz -9, knowing the training text",
     "kneser_ney": "5-gram, interpolated Kneser-Ney",
-    "gpt2": "GPT-2, equal size and tokens",
+    "gpt2": "GPT-2, nearest size, equal tokens",
     "pretrained": "pretrained",
     "extended": "+ long context",
     "annealed": "+ annealing",

@@ -73,7 +73,7 @@ def test_a_recipe_runs_to_its_report_and_is_not_run_twice(words, monkeypatch):
     for said in (
         "bits per byte",
         "Kneser-Ney",
-        "GPT-2, equal size",
+        "GPT-2, nearest size",
         "Long context",
         "No law could be fitted",
     ):
