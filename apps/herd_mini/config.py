@@ -103,7 +103,7 @@ class HerdConfig:
     context: ContextConfig = option(ContextConfig(), "")
     needles: Needles = option(Needles(), "")
     anneal: Anneal = option(Anneal(), "")
-    gpt2: bool = option(True, "train a GPT-2 of equal size on the same tokens, to compare with")
+    gpt2: bool = option(True, "train a GPT-2 of the nearest size on as many tokens, to compare with")
 
     @property
     def folder(self) -> Path:
