@@ -143,7 +143,7 @@ def tokens(run: RunConfig) -> int:
 
 
 def gpt2(cfg: HerdConfig, start: RunConfig, later: Sequence[RunConfig], final: RunConfig) -> RunConfig:
-    """A GPT-2 as near in size as its width can be, on as many tokens of the same mixes, with one cosine to 0 and the
+    """A GPT-2 of the nearest size, on as many tokens of the same mixes, with one cosine to 0 and the
     same peak rate. later: the runs of the context stages."""
     ours = spec.count(models.spec(start.model))
     context = sum(tokens(run) for run in later)
@@ -168,6 +168,5 @@ def _widths(start: RunConfig) -> list[models.ModelConfig]:
     heads: int = ours.n_heads
     shared = {"vocab_size": ours.vocab_size, "max_seq_len": start.train.seq_len, "n_layers": ours.n_layers}
     return [
-        models.gpt2.Config(**shared, n_heads=heads, dim=dim)
-        for dim in range(8 * heads, 2 * ours.dim + 1, 8 * heads)
+        models.gpt2.Config(**shared, n_heads=heads, dim=dim) for dim in range(heads, 2 * ours.dim + 1, heads)
     ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from apps.herd_mini import config, data, report, run, trainings
 from bench.results import ROOT
+from min_llm import models, spec
 from min_llm.config import UserError
 from min_llm.data.mix import check_phases
 from min_llm.train.ramp import Ramp
@@ -39,6 +41,19 @@ def test_a_preset_and_words_stand_over_the_file():
         config.load(["preset=big"])
     with pytest.raises(UserError, match=r"'mix' weighs 'wiky', which is no source. Did you mean 'wiki'"):
         config.load(["preset=ci", "mix={wiky: 1.0}"])
+
+
+def test_the_gpt2_has_as_many_parameters_and_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load_tokenizer", lambda cfg: SimpleNamespace(vocab_size=2304))
+    cfg = config.load(["preset=small", f"out={tmp_path}"])
+    for rung in cfg.ladder:
+        start = trainings.pretrain(cfg, rung)
+        final = trainings.anneal(cfg, start, start, 256)
+        other = trainings.gpt2(cfg, start, [], final)
+        ours, theirs = (spec.count(models.spec(r.model)) for r in (start, other))
+        assert theirs == pytest.approx(ours, rel=0.03)
+        together = trainings.tokens(start) + trainings.tokens(final)
+        assert trainings.tokens(other) == pytest.approx(together, abs=16 * 256)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +96,9 @@ def test_a_recipe_runs_to_its_report_and_is_not_run_twice(words, monkeypatch):
     assert text.count("data:image/png") == 3 and "data-chart" in text  # the grid, needles twice; the loss
     steps = {p.stem: json.loads(p.read_text()) for p in (cfg.folder / "steps").glob("*.json")}
     assert steps["score"]["averaged"]["bits_per_byte"] < 8 and set(steps["score"]) >= {"gpt2", "extended"}
+    made = (cfg.folder / "text" / "retrieval-192.jsonl").read_text().splitlines()
+    longest = max(len(json.loads(line)["text"]) for line in made)
+    assert longest == pytest.approx(1.25 * 192 * steps["tokenizer"]["bytes_per_token"]["even"], rel=0.05)
     start = trainings.pretrain(cfg, cfg.ladder[steps["size"]["chosen"]])
     assert Ramp.of(start.train).tokens(start.train.steps) == steps["pretrain"]["tokens"]
 
