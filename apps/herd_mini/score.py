@@ -32,8 +32,15 @@ def loss(cfg: HerdConfig, loaded: Loaded, seq_len: int, held_out: Corpus) -> dic
     return score(Evaluator(loaded.cfg, loaded.runtime), loaded.params, held_out, rows, seq_len)
 
 
-def grid(cfg: HerdConfig, loaded: Loaded, lengths: tuple[int, ...], held_out: Corpus) -> Grid:
-    """Needles in the held-out text of the haystack's source, also at lengths that the model was not trained on."""
+def grid(
+    cfg: HerdConfig,
+    loaded: Loaded,
+    lengths: tuple[int, ...],
+    held_out: Corpus,
+    depths: tuple[float, ...] = (),
+) -> Grid:
+    """Needles in the held-out text of the haystack's source, also at lengths that the model was not trained on.
+    depths: those of the configuration, if none are given."""
     hay = held_out.parts[cfg.retrieval.haystack].text("val").decode(errors="replace")
     model = longer(loaded, max(lengths))
     engine = Engine(model, EngineConfig(model_len=max(lengths) + 1, warm=False))
@@ -41,7 +48,7 @@ def grid(cfg: HerdConfig, loaded: Loaded, lengths: tuple[int, ...], held_out: Co
         engine,
         [hay],
         lengths,
-        spread(cfg.needles.depths),
+        depths or spread(cfg.needles.depths),
         cfg.needles.trials,
         cfg.seed,
         opening=loaded.opening,
