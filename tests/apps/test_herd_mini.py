@@ -36,7 +36,7 @@ def test_a_preset_and_words_stand_over_the_file():
     cfg = config.load(["preset=ci", "context.tries=7", "mix={wiki: 0.5, other: 0.5}"])
     assert cfg.name == "herd-mini-ci" and cfg.context.tries == 7 and set(cfg.sources) == {"wiki", "other"}
     assert cfg.mix == {"wiki": 0.5, "other": 0.5}  # whole: the file's other shares would make it more than 1
-    assert cfg.run["train"]["seq_len"] == 96 and cfg.run["optim"]["name"] == "muon"
+    assert cfg.run["train"]["seq_len"] == 112 and cfg.run["optim"]["name"] == "muon"
     with pytest.raises(UserError, match=r"no preset 'big'; the file has"):
         config.load(["preset=big"])
     with pytest.raises(UserError, match=r"'mix' weighs 'wiky', which is no source. Did you mean 'wiki'"):
