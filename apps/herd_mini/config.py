@@ -32,7 +32,6 @@ class Retrieval:
     haystack: str = option("", "the source whose sentences stand between the needles")
     documents: int = option(2000, "of each length: so many times its bytes are made")
     asks: int = option(2, "questions about each needle")
-    reach: float = option(1.25, "length of the stages' long ones, as a multiple of the context")
     far: float = option(
         0.4, "share of the stages' needles that stand at the beginning and are asked for at the end"
     )

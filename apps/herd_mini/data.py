@@ -129,14 +129,13 @@ def bytes_per_token(part: Prepared) -> float:
 def make_needles(cfg: HerdConfig, parts: Mapping[str, Prepared]) -> dict[str, Any]:
     """Documents with needles for the rows of every stage, with their haystack from the training text: half of the bytes
     are short lists said again and again, a quarter short documents with needles, a quarter ones as long as the context,
-    of which the stages have half (longer than their context, so that its longest distances are not rare), and fewer
-    lists. From long ones alone a small model does not learn within minutes to look back."""
+    of which the stages have half, and fewer lists. From long ones alone a small model does not learn within minutes to
+    look back."""
     hay = parts[cfg.retrieval.haystack]
     text_of = hay.text("train").decode(errors="replace")
     lengths = dict.fromkeys([base_length(cfg), *cfg.context.lengths])
     for number, length in enumerate(lengths):
-        reach, seed = cfg.retrieval.reach if number else 1.0, cfg.seed + number
-        long = int(reach * length * bytes_per_token(hay))
+        long, seed = int(length * bytes_per_token(hay)), cfg.seed + number
         short = min(long, SHORT)
         size = cfg.retrieval.documents * long  # of the file
         asks, far = cfg.retrieval.asks, cfg.retrieval.far if number else 0.0

@@ -34,7 +34,6 @@ FREE = ("out",)
 LATER = {
     "context.tries": "anneal",
     "context.": "context-before", "context_mix.": "context-before", "retrieval.far": "needles",
-    "retrieval.reach": "needles",
     "anneal.": "anneal", "anneal_mix.": "anneal", "gpt2": "gpt2",
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ from min_llm.train.config import RunConfig, check
 class ContextConfig:
     lengths: tuple[int, ...] = option((), "context of each stage in tokens, growing")
     rows: float = option(
-        2.0,
+        1.5,
         "a stage's rows are so many times its context: in rows as long, its longest distances hardly occur",
     )
     thetas: tuple[float, ...] = option((), "base of the rotary embedding in each stage; empty: the model's")
