@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from min_llm.config import UserError, build, to_yaml
 from min_llm.data.curate import pipeline, walk
 from min_llm.data.curate.settings import CurateConfig
 from min_llm.data.curate.steps import STEPS, Steps, passes
+from tests.data.curate.runs import command, kill, result
 
 STEPS_OF_TESTS = {
     "extract": None,
@@ -81,15 +81,6 @@ def config(tmp_path, output="out", **changes):
 def crawled(tmp_path):
     crawl(tmp_path / "crawl")
     return tmp_path
-
-
-def result(folder):
-    """Every byte that a run is answerable for."""
-    found = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "lock"}
-    report = json.loads(found.pop("report.json"))
-    del report["seconds"], report["config"]["output"]
-    found.pop("report.html")  # shows documents per second
-    return found, report
 
 
 def test_a_run_and_its_report(crawled):
@@ -184,10 +175,6 @@ def test_every_step_has_a_name_in_the_room():
 # Stopping and going on
 
 
-def command(path, *settings):
-    return [sys.executable, "-m", "min_llm", "data", "curate", str(path), *settings]
-
-
 def written_run(tmp_path, **size):
     """A configuration as a file, and the result of a run that nobody stopped."""
     crawl(tmp_path / "crawl", **size)
@@ -204,16 +191,9 @@ def test_five_kills_change_nothing(tmp_path):
     draw = random.Random(0)
     output = tmp_path / "killed"
     run = command(path, f"output={output}", "workers=2")
-    finished = lambda: {str(path) for path in output.glob("work/*/[0-9d]*")}
     for more in (0, 1, 3, 4, 5):
-        before = finished()
-        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and len(finished() - before) < more:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.01) if more else 0.4)
-        process.send_signal(signal.SIGKILL)
-        error = process.communicate()[1]
-        assert process.returncode == -signal.SIGKILL, error
+        status, error = kill(run, output, more, pause=draw.uniform(0, 0.01) if more else 0.4)
+        assert status == -signal.SIGKILL, error
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(output)
