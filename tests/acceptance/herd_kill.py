@@ -1,7 +1,8 @@
-"""herd_mini's ci preset, killed with kill -9 in every step and at every boundary, ends as if not (10 minutes).
+"""herd_mini's ci preset, killed with kill -9 in every step and at every boundary, ends as if not (15 minutes).
 
 Compared are the facts of every step without their seconds, the curated text, the tokenizer, the made documents, every
-row of metrics and every array of the last checkpoint of every run, and the files of the final model.
+row of metrics and every array of the last checkpoint of every run, and the files of the final model. A file that a
+killed process was writing stays beside it under a name of its own, with a dot; it counts for nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.train import runs
 
 SEED = 5
 LIMIT = 600  # seconds that one process may take
-FILES = ("curated/[0-9]*", "text/*", "tokenizer.json", "model/*")
+FILES = ("curated/[0-9]*", "text/[!.]*", "tokenizer.json", "model/[!.]*")
 
 
 class Recipe:
