@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -62,6 +63,15 @@ def test_killed_in_a_cell_and_between_cells(tmp_path, monkeypatch, trained):
     assert calls == names[1:2]
     calls.clear()
     assert run_sweep(settle(sweep(tmp_path)), train) and calls == names[2:]
+    calls.clear()
+    assert run_sweep(cells, train) and calls == []
+
+    shutil.rmtree(
+        cells[3].folder / "checkpoints" / str(cells[3].run.train.steps)
+    )  # killed between its last row and that
+    assert loss_of(cells[3]) is not None
+    assert run_sweep(cells, train) and calls == names[3:]
+    shutil.rmtree(cells[2].folder / "checkpoints")  # to make room
     calls.clear()
     assert run_sweep(cells, train) and calls == []
 
