@@ -1,8 +1,8 @@
 """Several runs, one after the other: what is finished is read, what is not is run.
 
 A run is finished when its metrics hold the validation of its last step, and its checkpoint is of that step. One that
-was stopped or killed goes on from its own checkpoint, as every run does, so a kill costs at most what lies behind that. One
-whose loss stopped being finite is finished, too, and the others go on: its loss is measured, and it is infinite.
+was stopped or killed goes on from its own checkpoint, as every run does, so a kill costs at most what lies behind that.
+One whose loss stopped being finite is finished, too, and the others go on: its loss is measured, and it is infinite.
 """
 
 from __future__ import annotations
