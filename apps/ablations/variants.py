@@ -46,8 +46,7 @@ VARIANTS: dict[str, Settings] = {
     "Lion": {"optim.name": "lion", "optim.lr": 1.2e-3},
     "Adafactor": {"optim.name": "adafactor", "optim.lr": 3e-3},
     "batch ramp": RAMP,
-    "initial std 0.088": {"model.init_std": 0.088},  # 1 / sqrt(d), where the base has GPT-2's 0.02
-    "Muon, initial std 0.088": {"optim.name": "muon", "optim.lr": 1.2e-2, "model.init_std": 0.088},
+    "initial std 0.02": {"model.init_std": 0.02},  # GPT-2's, where the base has 1 / sqrt(d)
 }
 
 
