@@ -19,16 +19,16 @@ Settings = Mapping[str, Any]
 TUNE_STEPS = 150
 RATES = {
     "adamw": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
-    "muon": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
-    "lion": (3e-4, 6e-4, 1.2e-3, 2.4e-3),
+    "muon": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+    "lion": (6e-4, 1.2e-3, 2.4e-3, 4.8e-3),
     "adafactor": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
 }
 # batches of 4, 8 and 16 rows for the first eighth, until half and to the end of the base's tokens (L3-4.2); its
 # schedule counts tokens, so that a token meets the learning rate that it meets in the base
 RAMP = {
     "train.ramp": [
-        {"until_tokens": 76_800, "batch_size": 4, "seq_len": 256},
-        {"until_tokens": 307_200, "batch_size": 8, "seq_len": 256},
+        {"until_tokens": 122_880, "batch_size": 4, "seq_len": 256},
+        {"until_tokens": 491_520, "batch_size": 8, "seq_len": 256},
     ],
     "train.batch_size": 16,
     "optim.over": "tokens",
