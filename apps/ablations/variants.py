@@ -27,8 +27,8 @@ RATES = {
 # schedule counts tokens, so that a token meets the learning rate that it meets in the base
 RAMP = {
     "train.ramp": [
-        {"until_tokens": 122_880, "batch_size": 4, "seq_len": 256},
-        {"until_tokens": 491_520, "batch_size": 8, "seq_len": 256},
+        {"until_tokens": 102_400, "batch_size": 4, "seq_len": 256},
+        {"until_tokens": 409_600, "batch_size": 8, "seq_len": 256},
     ],
     "train.batch_size": 16,
     "optim.over": "tokens",
@@ -42,8 +42,8 @@ VARIANTS: dict[str, Settings] = {
     "MHA": {"model.n_kv_heads": 4},
     "GELU without gate": {"model.gated": False},
     "QK-norm": {"model.qk_norm": True},
-    "Muon": {"optim.name": "muon", "optim.lr": 1.2e-2},
-    "Lion": {"optim.name": "lion", "optim.lr": 1.2e-3},
+    "Muon": {"optim.name": "muon", "optim.lr": 2.4e-2},
+    "Lion": {"optim.name": "lion", "optim.lr": 2.4e-3},
     "Adafactor": {"optim.name": "adafactor", "optim.lr": 3e-3},
     "batch ramp": RAMP,
     "initial std 0.02": {"model.init_std": 0.02},  # GPT-2's, where the base has 1 / sqrt(d)
