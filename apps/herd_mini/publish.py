@@ -63,6 +63,8 @@ def rows(folder: Path) -> list[bench.Row]:
     if law := steps["size"]["law"]:
         found.append(row("scaling law", "parameters", "", law["parameters"], spread=None, r2=law["r2"]))
     found.append(row("all steps", "seconds", "s", report.seconds(steps)))
+    ours = {name: facts for name, facts in steps.items() if name != "gpt2"}
+    found.append(row("all steps but GPT-2", "seconds", "s", report.seconds(ours)))
     return found
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from types import SimpleNamespace
 
 import pytest
 
-from apps.herd_mini import config, data, report, run, trainings
-from bench.results import ROOT
+from apps.herd_mini import bases, config, data, report, run, score, trainings
 from min_llm import models, spec
 from min_llm.config import UserError
 from min_llm.data.mix import check_phases
+from min_llm.data.needles import WORDS
+from min_llm.infer.load import load_run
 from min_llm.train.ramp import Ramp
 
 PRESETS = ("small", "ci", "100M")
@@ -58,12 +60,13 @@ def test_the_gpt2_has_as_many_parameters_and_tokens(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A recipe over this repository's own prose, as small as it can be."""
+    """A recipe over sentences of drawn words, as small as it can be."""
     folder = tmp_path_factory.mktemp("herd")
-    files = [ROOT / "README.md", ROOT / "docs" / "decisions.md", *sorted((ROOT / "notes").glob("*.md"))]
-    parts = [part for file in files for part in re.split(r"\n\n+", file.read_text()) if len(part) > 200]
-    for name, some in (("even", parts[::2]), ("odd", parts[1::2])):
-        lines = [json.dumps({"name": f"{name}-{i}", "text": text}) for i, text in enumerate(some)]
+    drawn = random.Random(0)
+    sentence = lambda: " ".join(drawn.choices(WORDS, k=8)).capitalize() + "."
+    for name in ("even", "odd"):
+        texts = [" ".join(sentence() for _ in range(drawn.randint(6, 20))) for _ in range(60)]
+        lines = [json.dumps({"name": f"{name}-{i}", "text": text}) for i, text in enumerate(texts)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     settings = f"""
         preset=ci out={folder} sources={{even: {folder}/even.jsonl, odd: {folder}/odd.jsonl}} take=1.0 held_out=0.1
@@ -98,6 +101,11 @@ def test_a_recipe_runs_to_its_report_and_is_not_run_twice(words, monkeypatch):
     assert steps["score"]["averaged"]["bits_per_byte"] < 8 and set(steps["score"]) >= {"gpt2", "extended"}
     start = trainings.pretrain(cfg, cfg.ladder[steps["size"]["chosen"]])
     assert Ramp.of(start.train).tokens(start.train.steps) == steps["pretrain"]["tokens"]
+
+    pretrained, held_out = load_run(cfg.folder / "runs" / "pretrain"), score.corpus(cfg)
+    short, grid = bases.measure(cfg, pretrained, 1e4, (192,), 1, held_out)  # its own base
+    assert short == steps["context-before"]["short"] and grid.depths == bases.DEPTHS
+    assert bases.measure(cfg, pretrained, 1e5, (192,), 1, held_out)[0] != short
 
     monkeypatch.setattr("min_llm.cli.train.run", lambda cfg: pytest.fail("trained again"))
     assert report.render(cfg) == text and run.Recipe(cfg).run() == page
