@@ -6,6 +6,7 @@ as a failure and shows the reason of the skip.
 """
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -38,6 +39,21 @@ def keep_recent_programs(n: int = 200) -> None:
 
 
 keep_recent_programs()
+
+
+MAPPINGS = 25_000  # Linux allows a process 65,530, and dies of the next one
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """After a module, forget what JAX has compiled if that is a lot: every program holds a few mappings of memory."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Keep a recipe's result: python -m apps.herd_mini.publish [runs/herd-mini]
 
-Writes apps/herd_mini/results.json and two pictures from the folder alone: bits per byte of every source beside those
+Writes apps/herd_mini/results.json and three pictures from the folder alone: bits per byte of every source beside those
 of a 5-gram, xz and GPT-2, needles found at each length, the law's choice, the time of the steps.
 """
 
@@ -25,7 +25,7 @@ from min_llm.train.run import load_config
 
 PEERS = {"kneser_ney": "5-gram", "gpt2": "GPT-2", "xz": "xz -9 knowing the training text"}
 
-COLOURS = ("#1f5fa8", "#b5651d", "#7aa6d8", "#b8b8b8")
+COLOURS = ("#1f5fa8", "#7aa6d8", "#d9a066", "#b5651d", "#b8b8b8")
 
 
 def rows(folder: Path) -> list[bench.Row]:
@@ -47,8 +47,9 @@ def rows(folder: Path) -> list[bench.Row]:
 
     scores = report.bits(cfg, steps)
     found = [
-        row(source, "bits_per_byte", "bits/byte", scores[report.FINAL][source], better="lower",
+        row(source + where, "bits_per_byte", "bits/byte", scores[ours][source], better="lower",
             peer_name=name, peer=scores[peer][source])
+        for ours, where in ((report.FINAL, ""), (report.WHOLE, ", whole context"))
         for source in [*cfg.sources, "all text"]
         for peer, name in PEERS.items()
         if peer in scores
@@ -72,7 +73,8 @@ def draw_scores(folder: Path, path: Path) -> None:
     """Bits per byte by source: the model and what it must beat."""
     cfg = config_lib.load(HerdConfig, folder / "config.yaml")
     scores = report.bits(cfg, report.read_steps(folder))
-    shown = {report.FINAL: "this model", **{peer: name for peer, name in PEERS.items() if peer in scores}}
+    shown = {report.WHOLE: "this model", report.FINAL: "in short rows"}
+    shown |= {peer: name for peer, name in PEERS.items() if peer in scores}
     matplotlib.rcParams.update({"svg.hashsalt": "min_llm", "font.size": 9, "svg.fonttype": "none"})
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axis = figure.subplots()

@@ -85,7 +85,7 @@ class Recipe:
             other = trainings.gpt2(cfg, start, self.context_runs(stages), final)
             step("gpt2", lambda: self.train(other))
             folders["gpt2"] = folder(other)
-        step("score", lambda: score.models(cfg, folders, self.held_out))
+        step("score", lambda: score.models(cfg, folders, self.held_out, reached))
         step("baselines", lambda: score.without_network(self.held_out))
         step("needles-final", lambda: self.needles(cfg.folder / "model"))
         step("samples", lambda: score.samples(cfg, cfg.folder / "model", self.held_out))

@@ -55,16 +55,20 @@ def grid(
     )
 
 
-def models(cfg: HerdConfig, folders: dict[str, Path], held_out: Corpus) -> dict[str, Any]:
+def models(cfg: HerdConfig, folders: dict[str, Path], held_out: Corpus, context: int) -> dict[str, Any]:
     """Every model by its name, in rows of pretraining's length, and all in the precision of the first: a run loads in
-    that which it was trained in, a folder for transformers in float32."""
+    that which it was trained in, a folder for transformers in float32. "whole": the averaged model in rows of
+    `context` tokens, as long as it has learnt to read."""
     loaded = {name: load(path) for name, path in folders.items()}
     runtime = next(iter(loaded.values())).runtime
-    found = {}
-    for name, model in loaded.items():
-        scores = loss(cfg, dataclasses.replace(model, runtime=runtime), data.base_length(cfg), held_out)
-        found[name] = {k: v for k, v in scores.items() if k.startswith("bits_per_byte")}
-    return found
+
+    def bits(name: str, length: int) -> dict[str, float]:
+        model = dataclasses.replace(loaded[name], runtime=runtime)
+        scores = loss(cfg, model, length, held_out)
+        return {k: v for k, v in scores.items() if k.startswith("bits_per_byte")}
+
+    found = {name: bits(name, data.base_length(cfg)) for name in loaded}
+    return found | {"whole": bits("averaged", context)}
 
 
 def without_network(held_out: Corpus) -> dict[str, Any]:
