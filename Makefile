@@ -24,7 +24,7 @@ env-oldest:  ## .venv-oldest: Python 3.11 with JAX 0.10.2, the oldest supported 
 env-peers:  ## .venv-peers: torch (CPU), transformers, peft, llama.cpp and lm-eval, to compare with
 	@$(ENV) peers
 
-demo: env  ## train a small Llama 3 on Shakespeare (about three minutes on two cores)
+demo: env  ## train a small Llama 3 on Shakespeare (one to three minutes on two cores)
 	$(BIN)/min-llm train apps/shakespeare/config.yaml $(ARGS)
 
 test: env  ## all tests that need no peer (ARGS="-k rope" narrows them down)
