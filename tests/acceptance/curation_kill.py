@@ -1,4 +1,4 @@
-"""Curation of real text, killed with kill -9 at 20 moments of its three walks, ends as if not (5 minutes).
+"""Curation of real text, killed with kill -9 at 20 moments of its three walks, ends as if not (2 minutes).
 
 The text is Python's standard library and Wikipedia's leads in two languages; the steps are herd_mini's. A kill falls a
 random part of a second after some more files are finished; a run that ends before 20 kills are done is compared and

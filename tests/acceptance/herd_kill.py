@@ -1,4 +1,4 @@
-"""herd_mini's ci preset, killed with kill -9 in every step and at every boundary, ends as if not (15 minutes).
+"""herd_mini's ci preset, killed with kill -9 in every step and at every boundary, ends as if not (10 minutes).
 
 Compared are the facts of every step without their seconds, the curated text, the tokenizer, the made documents, every
 row of metrics and every array of the last checkpoint of every run, and the files of the final model. A file that a

@@ -66,9 +66,8 @@ def test_killed_in_a_cell_and_between_cells(tmp_path, monkeypatch, trained):
     calls.clear()
     assert run_sweep(cells, train) and calls == []
 
-    shutil.rmtree(
-        cells[3].folder / "checkpoints" / str(cells[3].run.train.steps)
-    )  # killed between its last row and that
+    last = cells[3].folder / "checkpoints" / str(cells[3].run.train.steps)
+    shutil.rmtree(last)  # killed between its last row and that
     assert loss_of(cells[3]) is not None
     assert run_sweep(cells, train) and calls == names[3:]
     shutil.rmtree(cells[2].folder / "checkpoints")  # to make room
